@@ -1,0 +1,65 @@
+"""Parametric Noise Injection (PNI) for TensorFlow and Keras 3.
+
+Noise layers whose strength is trained, the adversarial training that trains them,
+the attacks that judge them, and an evaluation that a sceptic believes.
+
+The public names are loaded on first use, so that a command can answer `--help`
+without waiting for TensorFlow. Where Keras is imported before this package, as in
+`import keras` followed by `import pni_tf`, the layers are registered with Keras at
+once and `keras.saving.load_model` finds them.
+
+Reference: He, Rakin, Fan. Parametric Noise Injection: Trainable Randomness to Improve
+Deep Neural Network Robustness against Adversarial Attack. CVPR 2019.
+https://arxiv.org/abs/1811.09310
+"""
+
+import importlib
+import os
+import sys
+
+__version__ = "0.1.0"
+
+_MODULE_OF = {
+    "FGSM": "attacks",
+    "PGD": "attacks",
+    "Attack": "attacks",
+    "ExpectationOverNoise": "attacks",
+    "PNIAdversarialModel": "training",
+    "PNIInput": "layers",
+    "PNIOutput": "layers",
+    "PNIWeight": "layers",
+    "alphas": "conversion",
+    "build_model": "models",
+    "evaluate_robustness": "evaluation",
+    "export_saved_model": "export",
+    "freeze_pni": "conversion",
+    "inject_pni": "conversion",
+    "load_dataset": "data",
+    "load_target": "export",
+    "strip_pni": "conversion",
+}
+
+__all__ = [*_MODULE_OF, "__version__"]
+
+_backend = os.environ.get("KERAS_BACKEND") or "tensorflow"
+if _backend != "tensorflow":
+    raise ImportError(
+        "pni_tf needs Keras to run on TensorFlow: unset KERAS_BACKEND or set it to "
+        f"'tensorflow'. Received: KERAS_BACKEND={_backend!r}"
+    )
+
+
+def __getattr__(name: str):
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'pni_tf' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"pni_tf.{_MODULE_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+if "keras" in sys.modules:
+    importlib.import_module("pni_tf.layers")

@@ -1,0 +1,294 @@
+"""From any Keras model to its noisy twin and back: `inject_pni`, `strip_pni`.
+
+The models that these functions return are views: they share every variable with their
+source, so training one trains the other. `freeze_pni` is the exception: it copies.
+"""
+
+import keras
+import numpy as np
+
+from pni_tf.layers import NoiseWrapper, PNIInput, PNIOutput, PNIWeight
+
+LOCATIONS = ("w", "a-a", "a-b", "i", "w+a-a", "w+a-b", "none")
+_INPUT_NORMALISATION = (keras.layers.Normalization, keras.layers.Rescaling)
+
+
+def inject_pni(
+    model: keras.Model,
+    location: str = "w",
+    *,
+    granularity: str = "layerwise",
+    initial_alpha: float = 0.25,
+    sigma_over: str = "batch",
+    exclude: tuple[str, ...] = (),
+    seed: int | None = None,
+) -> keras.Model:
+    """Returns a view of a model with parametric noise injected.
+
+    Args:
+        model: A built Functional or Sequential model, nested ones included.
+        location: Where the noise goes (Table 2 of the paper). `"w"`: the kernels of
+            every layer that has one. `"a-a"`: the outputs of those layers, bias
+            included, before batch normalisation. `"a-b"`: their inputs. `"i"`: the
+            output of the model's `Normalization` or `Rescaling` layer. `"w+a-a"` and
+            `"w+a-b"`: both, with independent alphas. `"none"`: no noise.
+        granularity: `"layerwise"`, `"channelwise"` or `"elementwise"`.
+        initial_alpha: Initial value of every alpha.
+        sigma_over: `"batch"` or `"example"`; see `PNIOutput`. Weight noise ignores it.
+        exclude: Names of layers that stay as they are.
+        seed: Integer seed from which each layer gets its own, or None.
+
+    Returns:
+        A model that shares all variables of `model` and adds the alphas.
+
+    Raises:
+        ValueError: If an argument is unknown, the model already has noise, is not
+            built, or has a layer that cannot be wrapped; the message names it.
+        TypeError: If `model` is neither Functional nor Sequential.
+
+    Example:
+
+    >>> noisy = inject_pni(keras.applications.MobileNetV2(weights=None), "w")
+
+    Reference: https://arxiv.org/abs/1811.09310, section 3.1 and Table 2.
+    """
+    _check_convertible(model)
+    if location not in LOCATIONS:
+        raise ValueError(
+            f"`location` must be one of {LOCATIONS}. Received: location={location!r}"
+        )
+    names = {layer.name for layer in _leaf_layers(model)}
+    unknown = sorted(set(exclude) - names)
+    if unknown:
+        raise ValueError(
+            f"`exclude` names layers that {model.name!r} does not have: {unknown}. "
+            f"Its layers are {sorted(names)}"
+        )
+    for layer in _leaf_layers(model):
+        if _contains_noise(layer):
+            raise ValueError(
+                f"{model.name!r} already has noise, at layer {layer.name!r}. Call "
+                "`strip_pni` first"
+            )
+    if location == "none":
+        return _rebuild(model, lambda layer: layer)
+
+    parts = location.split("+")
+    targets = {
+        id(layer)
+        for layer in (_normalisation(model) if location == "i" else _kernels(model))
+        if layer.name not in exclude
+    }
+    if not targets:
+        raise ValueError(
+            f"{model.name!r} has no layer with a kernel to inject noise into. "
+            f"Received: location={location!r}, exclude={exclude!r}"
+        )
+    seeds = _seeds(seed, len(parts) * len(targets))
+    common = {"granularity": granularity, "initial_alpha": initial_alpha}
+
+    name = None
+
+    def wrap(layer):
+        nonlocal name
+        if id(layer) not in targets:
+            return layer
+        name = layer.name
+        for part in parts:
+            wrapper = {"w": PNIWeight, "a-b": PNIInput}.get(part, PNIOutput)
+            suffix = {"w": "weight", "a-b": "input"}.get(part, "output")
+            scope = {} if part == "w" else {"sigma_over": sigma_over}
+            layer = wrapper(
+                layer,
+                seed=next(seeds),
+                name=f"{name}_pni_{suffix}",
+                **scope,
+                **common,
+            )
+        return layer
+
+    try:
+        return _rebuild(model, wrap)
+    except (TypeError, ValueError) as error:  # raised where the wrapper is called
+        raise ValueError(
+            f"Cannot wrap layer {name!r} of {model.name!r} for location={location!r}: "
+            f"{error}. Wrapped layers take one tensor; leave this one out with "
+            f"`exclude=({name!r},)`"
+        ) from error
+
+
+def strip_pni(model: keras.Model) -> keras.Model:
+    """Returns the noise-free view of a model: its stock layers and their variables.
+
+    Args:
+        model: A Functional or Sequential model, with or without noise.
+
+    Returns:
+        A model without PNI wrappers that shares the variables of `model`.
+
+    Raises:
+        TypeError: If `model` is neither Functional nor Sequential.
+        ValueError: If noise sits inside a layer that cannot be opened.
+    """
+    _check_convertible(model)
+
+    def unwrap(layer):
+        while isinstance(layer, NoiseWrapper):
+            layer = layer.layer
+        if _contains_noise(layer):
+            raise ValueError(
+                f"Cannot strip the noise inside layer {layer.name!r} "
+                f"({type(layer).__name__}). Put the PNI wrapper outside it, as in "
+                "`PNIWeight(TimeDistributed(layer))`"
+            )
+        return layer
+
+    return _rebuild(model, unwrap)
+
+
+def freeze_pni(model: keras.Model, seed: int) -> keras.Model:
+    """Returns a deterministic copy of a model with one draw of its noise baked in.
+
+    Weight noise is added to the copied kernels, which leaves stock layers. The noise of
+    activations depends on the batch, so there the copy keeps a wrapper that repeats one
+    draw of eta, the same for every example, scaled by alpha and the batch's sigma.
+
+    Args:
+        model: A Functional or Sequential model with noise.
+        seed: Integer that selects the draw.
+
+    Returns:
+        A model that shares nothing with `model` and contains no random operation of
+        PNI.
+
+    Raises:
+        TypeError: If `model` is neither Functional nor Sequential.
+    """
+    _check_convertible(model)
+    copy = keras.models.clone_model(model)
+    copy.set_weights(model.get_weights())
+    wrappers = [w for layer in _leaf_layers(copy) for w in _wrappers(layer)]
+    seeds = dict(zip(map(id, wrappers), _seeds(seed, len(wrappers)), strict=True))
+    frozen_alphas = []
+
+    def freeze(layer):
+        if not isinstance(layer, NoiseWrapper):
+            return layer
+        inner = freeze(layer.layer)
+        if isinstance(layer, PNIWeight):
+            layer.seed_generator.state.assign([seeds[id(layer)], 0])
+            for kernel, noisy in zip(layer.kernels, layer.noisy_kernels(), strict=True):
+                kernel.assign(noisy)
+            return inner
+        config = {**layer.get_config(), "frozen": True, "seed": seeds[id(layer)]}
+        config.pop("layer")
+        frozen = type(layer)(inner, **config)
+        frozen_alphas.append((frozen, layer.alphas))
+        return frozen
+
+    result = _rebuild(copy, freeze)
+    for frozen, alphas_of_source in frozen_alphas:
+        for target, source in zip(frozen.alphas, alphas_of_source, strict=True):
+            target.assign(source)
+    return result
+
+
+def alphas(model: keras.Model) -> dict[str, np.ndarray]:
+    """Returns the noise coefficients of a model, in the order of its layers.
+
+    Args:
+        model: A Keras model.
+
+    Returns:
+        From the name of the layer (with the kernel's, where it has several, and
+        `.output` or `.input` for the noise of activations) to a float32 array. The sign
+        of alpha has no meaning: report its magnitude.
+    """
+    found = {}
+    for layer in _leaf_layers(model):
+        for wrapper in _wrappers(layer):
+            for alpha in wrapper.alphas:
+                what = alpha.name.removesuffix("_alpha")
+                name = wrapper.layer.name
+                for suffix in ("_pni_weight", "_pni_output", "_pni_input"):
+                    name = name.removesuffix(suffix)
+                key = name if what == "kernel" else f"{name}.{what}"
+                found[key] = alpha.numpy()
+    return found
+
+
+def _rebuild(model, convert):
+    """Rebuilds the graph of a model with each layer replaced by `convert(layer)`."""
+
+    def replace(layer):
+        if isinstance(layer, keras.Model):
+            return _rebuild(layer, convert)
+        # The graph also holds plain operations, such as `keras.ops.pad`.
+        return convert(layer) if isinstance(layer, keras.Layer) else layer
+
+    return keras.models.clone_model(model, clone_function=replace)
+
+
+def _check_convertible(model):
+    if not isinstance(model, (keras.Sequential, keras.Model)) or (
+        not isinstance(model, keras.Sequential) and not hasattr(model, "operations")
+    ):
+        raise TypeError(
+            "Expected a Functional or Sequential Keras model: a subclassed model has no "
+            f"graph of layers to rebuild. Received: {model!r}"
+        )
+    if not model.built:
+        raise ValueError(
+            f"{model.name!r} is not built, so its kernels are not known. Give it an "
+            "input shape with `keras.Input`, or call it once"
+        )
+
+
+def _leaf_layers(model):
+    """Yields the layers of a model, those of nested models in their place."""
+    for layer in model.layers:
+        if isinstance(layer, keras.Model):
+            _check_convertible(layer)
+            yield from _leaf_layers(layer)
+        else:
+            yield layer
+
+
+def _wrappers(layer):
+    """Returns the PNI wrappers around a layer, from the inside out."""
+    found = []
+    while isinstance(layer, NoiseWrapper):
+        found.insert(0, layer)
+        layer = layer.layer
+    return found
+
+
+def _contains_noise(layer):
+    # Keras has no public walk over the layers inside a layer.
+    return any(isinstance(part, NoiseWrapper) for part in layer._flatten_layers())
+
+
+def _kernels(model):
+    """Returns the layers with a kernel; each must take and return one tensor."""
+    layers = []
+    for layer in _leaf_layers(model):
+        if any(w.name.endswith("kernel") for w in layer.weights):
+            layers.append(layer)
+    return layers
+
+
+def _normalisation(model):
+    for layer in _leaf_layers(model):
+        if isinstance(layer, _INPUT_NORMALISATION):
+            return [layer]
+    raise ValueError(
+        'location="i" adds noise to the output of the normalisation layer, and '
+        f"{model.name!r} has none. Put a `keras.layers.Normalization` or "
+        "`keras.layers.Rescaling` layer behind its input"
+    )
+
+
+def _seeds(seed, count):
+    # Keras wants Python integers, and 31 bits fit every integer dtype of a seed.
+    state = np.random.SeedSequence(seed).generate_state(count)
+    return iter([int(value >> 1) for value in state])
