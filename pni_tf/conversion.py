@@ -135,13 +135,7 @@ def strip_pni(model: keras.Model) -> keras.Model:
     def unwrap(layer):
         while isinstance(layer, NoiseWrapper):
             layer = layer.layer
-        if _contains_noise(layer):
-            raise ValueError(
-                f"Cannot strip the noise inside layer {layer.name!r} "
-                f"({type(layer).__name__}). Put the PNI wrapper outside it, as in "
-                "`PNIWeight(TimeDistributed(layer))`"
-            )
-        return layer
+        return _without_hidden_noise(layer)
 
     return _rebuild(model, unwrap)
 
@@ -163,17 +157,18 @@ def freeze_pni(model: keras.Model, seed: int) -> keras.Model:
 
     Raises:
         TypeError: If `model` is neither Functional nor Sequential.
+        ValueError: If noise sits inside a layer that cannot be opened.
     """
     _check_convertible(model)
-    copy = keras.models.clone_model(model)
+    copy = keras.models.clone_model(model, recursive=True)
     copy.set_weights(model.get_weights())
-    wrappers = [w for layer in _leaf_layers(copy) for w in _wrappers(layer)]
+    wrappers = noise_wrappers(copy)
     seeds = dict(zip(map(id, wrappers), _seeds(seed, len(wrappers)), strict=True))
     frozen_alphas = []
 
     def freeze(layer):
         if not isinstance(layer, NoiseWrapper):
-            return layer
+            return _without_hidden_noise(layer)
         inner = freeze(layer.layer)
         if isinstance(layer, PNIWeight):
             layer.seed_generator.state.assign([seeds[id(layer)], 0])
@@ -201,32 +196,40 @@ def alphas(model: keras.Model) -> dict[str, np.ndarray]:
 
     Returns:
         From the name of the layer (with the kernel's, where it has several, and
-        `.output` or `.input` for the noise of activations) to a float32 array. The sign
-        of alpha has no meaning: report its magnitude.
+        `.output` or `.input` for the noise of activations) to a float32 array. A nested
+        model's name comes first, as in `backbone/conv1`. The sign of alpha has no
+        meaning: report its magnitude.
     """
     found = {}
-    for layer in _leaf_layers(model):
+    for layer in model.layers:
+        if isinstance(layer, keras.Model):
+            nested = alphas(layer).items()
+            found.update({f"{layer.name}/{key}": alpha for key, alpha in nested})
         for wrapper in _wrappers(layer):
+            inner = wrapper.layer
+            while isinstance(inner, NoiseWrapper):
+                inner = inner.layer
             for alpha in wrapper.alphas:
                 what = alpha.name.removesuffix("_alpha")
-                name = wrapper.layer.name
-                for suffix in ("_pni_weight", "_pni_output", "_pni_input"):
-                    name = name.removesuffix(suffix)
-                key = name if what == "kernel" else f"{name}.{what}"
+                key = inner.name if what == "kernel" else f"{inner.name}.{what}"
                 found[key] = alpha.numpy()
     return found
+
+
+def noise_wrappers(model: keras.Model) -> list[NoiseWrapper]:
+    """Returns the PNI wrappers of a model, in the order of its layers."""
+    return [w for layer in _leaf_layers(model) for w in _wrappers(layer)]
 
 
 def _rebuild(model, convert):
     """Rebuilds the graph of a model with each layer replaced by `convert(layer)`."""
 
     def replace(layer):
-        if isinstance(layer, keras.Model):
-            return _rebuild(layer, convert)
         # The graph also holds plain operations, such as `keras.ops.pad`.
         return convert(layer) if isinstance(layer, keras.Layer) else layer
 
-    return keras.models.clone_model(model, clone_function=replace)
+    # `recursive` goes into nested models and replaces a layer that is shared once only.
+    return keras.models.clone_model(model, clone_function=replace, recursive=True)
 
 
 def _check_convertible(model):
@@ -234,8 +237,8 @@ def _check_convertible(model):
         not isinstance(model, keras.Sequential) and not hasattr(model, "operations")
     ):
         raise TypeError(
-            "Expected a Functional or Sequential Keras model: a subclassed model has no "
-            f"graph of layers to rebuild. Received: {model!r}"
+            "Expected a Functional or Sequential Keras model: a subclassed model has "
+            f"no graph of layers to rebuild. Received: {model!r}"
         )
     if not model.built:
         raise ValueError(
@@ -266,6 +269,17 @@ def _wrappers(layer):
 def _contains_noise(layer):
     # Keras has no public walk over the layers inside a layer.
     return any(isinstance(part, NoiseWrapper) for part in layer._flatten_layers())
+
+
+def _without_hidden_noise(layer):
+    """Returns a layer that is no PNI wrapper, unless there is one inside it."""
+    if _contains_noise(layer):
+        raise ValueError(
+            f"Cannot reach the noise inside layer {layer.name!r} "
+            f"({type(layer).__name__}). Put the PNI wrapper outside it, as in "
+            "`PNIWeight(TimeDistributed(layer))`"
+        )
+    return layer
 
 
 def _kernels(model):

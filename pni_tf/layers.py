@@ -4,6 +4,8 @@
 on in training and inference alike; `strip_pni` gives the twin without it.
 """
 
+import os
+
 import keras
 import tensorflow as tf
 
@@ -19,14 +21,16 @@ class NoiseWrapper(keras.layers.Wrapper):
             coefficients alpha there are (see `pni_tf.noise.alpha_shape`).
         initial_alpha: Initial value of alpha; the paper's is 0.25.
         seed: Integer seed of the noise, or None for a random one.
-        **kwargs: Arguments of `keras.layers.Layer`.
+        **kwargs: Arguments of `keras.layers.Layer`. A `dtype` changes nothing: the
+            noise is computed in float32, and `layer` keeps its own.
     """
 
     def __init__(
         self, layer, granularity="layerwise", initial_alpha=0.25, seed=None, **kwargs
     ):
-        # With autocast, sigma would be computed in float16 under mixed precision.
-        super().__init__(layer, autocast=False, **kwargs)
+        # Under mixed precision a policy of its own would give the noise float16 values,
+        # even without autocast.
+        super().__init__(layer, autocast=False, **{**kwargs, "dtype": "float32"})
         if granularity not in noise.GRANULARITIES:
             raise ValueError(
                 f"`granularity` must be one of {noise.GRANULARITIES}. "
@@ -52,6 +56,9 @@ class NoiseWrapper(keras.layers.Wrapper):
     def compute_output_shape(self, input_shape):
         return self.layer.compute_output_shape(input_shape)
 
+    def compute_output_spec(self, inputs):
+        return self.layer.compute_output_spec(inputs)  # in the dtype of the layer
+
     def compute_mask(self, inputs, previous_mask=None):
         return self.layer.compute_mask(inputs, previous_mask)
 
@@ -61,10 +68,10 @@ class NoiseWrapper(keras.layers.Wrapper):
         store["seed_generator_state"] = self.seed_generator.state.numpy()
 
     def load_own_variables(self, store):
-        state = "seed_generator_state"
-        if state in store.keys():
-            self.seed_generator.state.assign(store[state])
-        super().load_own_variables({k: store[k] for k in store.keys() if k != state})
+        own = {key: store[key] for key in list(store.keys())}  # not quite a dict
+        if "seed_generator_state" in own:
+            self.seed_generator.state.assign(own.pop("seed_generator_state"))
+        super().load_own_variables(own)
 
     def get_config(self):
         return {
@@ -123,7 +130,11 @@ class PNIWeight(NoiseWrapper):
             )
         names = [kernel.name for kernel in self.kernels]
         if len(set(names)) < len(names):  # both directions of `Bidirectional`
-            names = [kernel.path.replace("/", "_") for kernel in self.kernels]
+            paths = [kernel.path for kernel in self.kernels]
+            common = os.path.commonpath(map(os.path.dirname, paths))
+            names = [
+                path.removeprefix(common).strip("/").replace("/", "_") for path in paths
+            ]
         for name, kernel in zip(names, self.kernels, strict=True):
             axes = _output_channel_axes(self.layer, kernel)
             self._add_alpha(f"{name}_alpha", kernel.shape, axes)
@@ -132,7 +143,7 @@ class PNIWeight(NoiseWrapper):
         """Draws noise and returns a float32 noisy copy of each kernel."""
         return [
             noise.parametric_noise(
-                tf.convert_to_tensor(kernel.value),
+                tf.cast(kernel.value, "float32"),
                 tf.convert_to_tensor(alpha.value),
                 self.seed_generator.next(),
             )
@@ -152,8 +163,15 @@ class PNIWeight(NoiseWrapper):
         # The scope only records updates (of dropout seeds, say) and losses.
         for variable, value in zip(self.layer.variables, before, strict=True):
             update = scope.get_current_value(variable)
-            if update is not value:
-                variable.assign(update)
+            if update is value:
+                continue
+            if variable.name.endswith("kernel"):
+                raise ValueError(
+                    "`PNIWeight` cannot wrap a layer that assigns its kernel when it "
+                    "is called, because the noise would be stored. "
+                    f"Received: layer={self.layer.name!r} ({type(self.layer).__name__})"
+                )
+            variable.assign(update)
         for loss in scope.losses:
             self.add_loss(loss)
         return outputs
@@ -188,9 +206,9 @@ class _ActivationNoise(NoiseWrapper):
         sizes = {"layerwise": (), "channelwise": shape[-1:], "elementwise": shape}
         if None in sizes[self.granularity]:
             raise ValueError(
-                f"{self.granularity} noise needs a known size for every axis that alpha "
-                f"covers. Received: shape {shape} at layer {self.layer.name!r}; give "
-                'the model a fixed input shape, or use granularity="layerwise"'
+                f"{self.granularity} noise needs a known size for every axis that "
+                f"alpha covers. Received: shape {shape} at layer {self.layer.name!r}; "
+                'give the model a fixed input shape, or use granularity="layerwise"'
             )
         self._add_alpha(name, shape)
 

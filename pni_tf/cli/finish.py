@@ -1,0 +1,162 @@
+"""The end of `bin/train`: evaluation, figures, report and export."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import tensorflow as tf
+from tqdm import tqdm
+
+from pni_tf import plots
+from pni_tf.callbacks import HistoryFile
+from pni_tf.cli.run_directory import RunDirectory
+from pni_tf.cli.training import training_attack
+from pni_tf.data import Dataset
+from pni_tf.evaluation import evaluate_robustness, report, standard_scenarios
+from pni_tf.export import Target, export_saved_model, load_model, load_target
+
+
+def finish(
+    settings: SimpleNamespace,
+    directory: RunDirectory,
+    undefended: RunDirectory | None,
+    dataset: Dataset,
+) -> None:
+    """Evaluates and exports what was trained, and prints where everything lies."""
+    network = load_model(directory.model)
+    if settings.export:
+        export_saved_model(network, directory.saved_model)
+    figures = []
+    if settings.pni != "none":
+        figures.append(_save(_alphas(directory), directory.path / "alphas.png"))
+    if settings.evaluate:
+        targets = _targets(settings, directory, undefended, load_target(network))
+        columns = evaluate(settings, targets, dataset)
+        figures += _pictures(settings, directory, columns, targets, dataset)
+        _write(settings, directory, columns, figures)
+        print("\n" + report.format_table(columns))
+        print("\n" + report.describe(columns))
+    directory.finished.touch()
+    print("\n" + _inventory(directory))
+
+
+def evaluate(
+    settings: SimpleNamespace, targets: dict[str, Target], dataset: Dataset
+) -> report.Columns:
+    """Returns the standard table of some targets on the test images."""
+    scenarios = standard_scenarios(
+        epsilon=settings.epsilon,
+        steps=tuple(settings.eval_steps),
+        expectation=settings.eval_expectation,
+        step_size_of={settings.attack_steps: settings.attack_step_size},
+    )
+    count = settings.eval_examples
+    columns = {}
+    for name, target in targets.items():
+        columns[name] = evaluate_robustness(
+            target,
+            dataset.test.images_float()[:count],
+            dataset.test.labels[:count],
+            scenarios,
+            draws=settings.eval_draws,
+            seed=settings.seed,
+            progress=lambda batches, row, name=name: tqdm(
+                batches, desc=f"{name}: {row}", leave=False
+            ),
+        )
+    return columns
+
+
+def _targets(settings, directory, undefended, target):
+    kind = "adversarial training" if settings.adversarial else "no defence"
+    if target.noise_free is None:
+        targets = {kind: target}
+    else:
+        targets = {"with PNI": target, "without PNI": target.noise_free}
+    if directory.best_model.exists():
+        best = load_target(directory.best_model)
+        name = "with PNI" if best.noise_free is not None else kind
+        targets[f"{name}, best epoch"] = best
+    if undefended is not None:
+        targets["no defence"] = load_target(undefended.model)
+    return targets
+
+
+def _pictures(settings, directory, columns, targets, dataset):
+    title = f"{settings.dataset}, {settings.model}, $\\epsilon$ = {settings.epsilon:.3g}"
+    figure = plots.plot_accuracies(report.accuracies(columns), title=title)
+    figures = [_save(figure, directory.path / "accuracies.png")]
+    images = dataset.test.images_float()[:8]
+    labels = dataset.test.labels[:8]
+    target = next(iter(targets.values()))
+    adversarial = training_attack(settings).perturb(
+        target.logits, images, labels, seed=tf.constant([settings.seed, 0], tf.int64)
+    )
+    figure = plots.plot_adversarial_examples(
+        images,
+        adversarial.numpy(),
+        labels,
+        target.predict(adversarial),
+        epsilon=settings.epsilon,
+        class_names=dataset.info.class_names,
+        title=f"PGD-{settings.attack_steps}, {title}",
+    )
+    return [*figures, _save(figure, directory.path / "adversarial_examples.png")]
+
+
+def _alphas(directory):
+    rows = HistoryFile(directory.history).read()
+    names = [name for name in rows[0] if name.startswith("alpha/")]
+    values = {
+        name.removeprefix("alpha/"): [float(row[name]) for row in rows]
+        for name in names
+    }
+    return plots.plot_alphas(values, title="Noise coefficient of each layer")
+
+
+def _write(settings, directory, columns, figures):
+    report.write_csv(directory.per_example, columns)
+    report.write_json(
+        directory.evaluation,
+        columns,
+        dataset=settings.dataset,
+        model=settings.model,
+        epsilon=settings.epsilon,
+        training_seed=settings.seed,
+    )
+    pictures = "\n\n".join(f"![{f.stem}]({f.name})" for f in figures)
+    settings_used = "\n".join(
+        f"- {result.scenario.name}: `{result.scenario.attack}`"
+        for result in next(iter(columns.values()))
+        if result.scenario.attack is not None
+    )
+    report.write_text(
+        directory.report,
+        f"# {directory.path.name}\n\n"
+        f"{settings.model} on {settings.dataset}, trained with `--flagfile=flags.cfg`; "
+        "see [flags.cfg](flags.cfg).\n\n"
+        f"{report.format_table(columns)}\n\n{report.describe(columns)}\n\n"
+        f"{settings_used}\n\n{pictures}\n",
+    )
+
+
+def _save(figure, path: Path) -> Path:
+    figure.savefig(path, dpi=120)
+    return path
+
+
+def _inventory(directory):
+    what = {
+        directory.report: "table and figures",
+        directory.evaluation: "the numbers",
+        directory.per_example: "the prediction of each draw for each image",
+        directory.history: "losses, accuracies and alphas of each epoch",
+        directory.model: "the network, for Keras",
+        directory.best_model: "the network after its best epoch on held-out images",
+        directory.saved_model: "the network, for TensorFlow and attack scripts",
+        directory.tensorboard: "for `tensorboard --logdir`",
+        directory.flags: "the flags, to repeat this run",
+    }
+    found = {path: text for path, text in what.items() if path.exists()}
+    width = max(len(str(path)) for path in found)
+    return "\n".join(f"{path!s:{width}}  {text}" for path, text in found.items())

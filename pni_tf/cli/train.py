@@ -1,0 +1,100 @@
+"""`bin/train`: trains, evaluates and exports a network, or goes on where it stopped."""
+
+import copy
+import signal
+from types import SimpleNamespace
+
+from absl import flags
+
+from pni_tf.cli import app, train_flags
+from pni_tf.cli.run_directory import RunDirectory
+
+USAGE = """\
+Trains a network with parametric noise injection, evaluates it under attack and exports
+it. The same command continues an interrupted run.
+
+    bin/train --flagfile=configs/digits_pni_w.cfg [--flag=value ...]"""
+
+
+def run() -> None:
+    """Entry point of `pni-train`."""
+    train_flags.define()
+    app.run(main, usage=USAGE, groups=train_flags.GROUPS, names=0)
+
+
+def main() -> None:
+    settings = train_flags.settings()
+    _check(settings)
+    if settings.run_dir is None:
+        name = f"{settings.dataset}_{settings.model}_{settings.pni}"
+        flags.FLAGS.run_dir = settings.run_dir = f"runs/{name}"
+    directory = RunDirectory(settings.run_dir)
+    directory.open()
+    if directory.finished.exists():
+        print(f"{directory.path} is finished: see {directory.report}")
+        return
+    signal.signal(signal.SIGTERM, _interrupt)
+    app.import_tensorflow()
+    import keras
+    import tensorflow as tf
+
+    from pni_tf.cli import finish, training
+
+    keras.utils.set_random_seed(settings.seed)
+    if settings.deterministic:
+        tf.config.experimental.enable_op_determinism()
+    dataset = training.load(settings)
+    strategy = training.strategy(settings)
+    training.train(settings, directory, dataset, strategy)
+    undefended = None
+    if settings.compare_undefended:
+        undefended = RunDirectory(directory.path / "undefended")
+        undefended.path.mkdir(exist_ok=True)
+        training.train(_undefended(settings), undefended, dataset, strategy)
+    finish.finish(settings, directory, undefended, dataset)
+
+
+def _undefended(settings: SimpleNamespace) -> SimpleNamespace:
+    plain = copy.copy(settings)
+    plain.pni, plain.adversarial = "none", False
+    return plain
+
+
+def _check(settings: SimpleNamespace) -> None:
+    """Refuses flags that contradict each other, before anything is written."""
+    for name in ("eval_steps", "drop_epochs"):
+        values = []
+        for value in getattr(settings, name):
+            if not value.strip().isdigit() or int(value) < 1:
+                raise ValueError(
+                    f"--{name} must be a list of positive integers, such as 7,40. "
+                    f"Received: --{name}={','.join(getattr(settings, name))}"
+                )
+            values.append(int(value))
+        setattr(settings, name, values)
+    if settings.width <= 0:
+        raise ValueError(f"--width must be positive. Received: {settings.width}")
+    if not settings.adversarial and not settings.noise_in_attack:
+        raise ValueError("--nonoise_in_attack needs --adversarial")
+    if settings.pni == "none" and not settings.noise_in_attack:
+        raise ValueError("--nonoise_in_attack needs noise: give --pni another value")
+    if not settings.adversarial and settings.epoch_delay:
+        raise ValueError("--epoch_delay needs --adversarial")
+    if settings.epoch_delay >= settings.epochs and settings.adversarial:
+        raise ValueError(
+            f"--epoch_delay={settings.epoch_delay} leaves no epoch of --epochs="
+            f"{settings.epochs} for adversarial training; use --noadversarial for that"
+        )
+    if settings.adversarial and not settings.clean_weight + settings.adversarial_weight:
+        raise ValueError("--clean_weight and --adversarial_weight must not both be 0")
+    if settings.strategy == "mirrored" and settings.jit == "on":
+        raise ValueError("--jit=on does not work with --strategy=mirrored in Keras 3")
+    if settings.compare_undefended and settings.pni == "none":
+        if not settings.adversarial:
+            raise ValueError("--compare_undefended would train the same network twice")
+
+
+def _interrupt(number, frame):
+    raise KeyboardInterrupt("SIGTERM")
+
+

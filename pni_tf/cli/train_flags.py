@@ -1,0 +1,379 @@
+"""The flags of `bin/train`, grouped as its help shows them."""
+
+from types import SimpleNamespace
+
+from absl import flags
+
+DATA = "Data"
+MODEL = "Model and noise"
+ADVERSARIAL = "Adversarial training"
+OPTIMISATION = "Optimisation"
+MACHINE = "Machine and reproducibility"
+RUN = "Run directory, evaluation and export"
+GROUPS = (DATA, MODEL, ADVERSARIAL, OPTIMISATION, MACHINE, RUN)
+
+# Where things lie does not change what a run computes.
+_FREE = ("run_dir", "data_dir", "download")
+
+
+def define() -> None:
+    """Defines the flags in absl's global registry."""
+    _data()
+    _model()
+    _adversarial()
+    _optimisation()
+    _machine()
+    _run()
+
+
+def settings() -> SimpleNamespace:
+    """Returns the values of all flags, by name."""
+    return SimpleNamespace(**{flag.name: flag.value for flag in _all_flags()})
+
+
+def serialized() -> str:
+    """Returns a flagfile that repeats the command line, defaults included."""
+    lines = []
+    for group in GROUPS:
+        lines.append(f"# {group}")
+        found = flags.FLAGS.flags_by_module_dict()[group]
+        lines += [flag.serialize() for flag in found if flag.value is not None]
+    return "\n".join(lines) + "\n"
+
+
+def differences(flagfile: str) -> list[str]:
+    """Returns how the current flags differ from those of an earlier `serialized()`."""
+    earlier, current = (
+        {_name(line): line for line in text.splitlines() if line.startswith("--")}
+        for text in (flagfile, serialized())
+    )
+    names = [name for name in {**earlier, **current} if name not in _FREE]
+    return [
+        f"{earlier.get(name, f'no --{name}')} in the run directory, "
+        f"{current.get(name, f'no --{name}')} now"
+        for name in names
+        if earlier.get(name) != current.get(name)
+    ]
+
+
+def _name(line):
+    name = line.removeprefix("--").partition("=")[0]
+    if name not in flags.FLAGS and name.startswith("no"):
+        return name.removeprefix("no")
+    return name
+
+
+def _all_flags():
+    modules = flags.FLAGS.flags_by_module_dict()
+    return [flag for group in GROUPS for flag in modules[group]]
+
+
+def _data():
+    flags.DEFINE_string(
+        "dataset",
+        "digits",
+        "digits (comes with scikit-learn), mnist, fashion_mnist, kmnist, cifar10, "
+        "cifar100 or svhn.",
+        module_name=DATA,
+    )
+    flags.DEFINE_string(
+        "data_dir",
+        None,
+        "Folder of TensorFlow Datasets; by default $TFDS_DATA_DIR, else "
+        "~/tensorflow_datasets.",
+        module_name=DATA,
+    )
+    flags.DEFINE_bool(
+        "download",
+        False,
+        "Download the dataset if it is not in that folder.",
+        module_name=DATA,
+    )
+    flags.DEFINE_integer(
+        "train_examples",
+        None,
+        "Number of training images to use; all by default.",
+        lower_bound=1,
+        module_name=DATA,
+    )
+    flags.DEFINE_integer(
+        "test_examples",
+        None,
+        "Number of test images to use; all by default.",
+        lower_bound=1,
+        module_name=DATA,
+    )
+    flags.DEFINE_float(
+        "validation_split",
+        0.0,
+        "Fraction of the training images that is held out; the best epoch is chosen on "
+        "it, never on the test images.",
+        lower_bound=0.0,
+        upper_bound=0.99,
+        module_name=DATA,
+    )
+
+
+def _model():
+    flags.DEFINE_string(
+        "model",
+        "resnet8",
+        "resnet8 (for digits), resnet20, resnet32, resnet44, resnet56, resnet18 or "
+        "mnist_cnn.",
+        module_name=MODEL,
+    )
+    flags.DEFINE_float(
+        "width", 1.0, "Multiplier of the numbers of channels.", module_name=MODEL
+    )
+    flags.DEFINE_enum(
+        "pni",
+        "w",
+        ["w", "a-a", "a-b", "i", "w+a-a", "w+a-b", "none"],
+        "Where the noise goes: weights, outputs (a-a) or inputs (a-b) of the layers "
+        "with a kernel, the network's input, both, or nowhere.",
+        module_name=MODEL,
+    )
+    flags.DEFINE_enum(
+        "pni_granularity",
+        "layerwise",
+        ["layerwise", "channelwise", "elementwise"],
+        "One alpha for each tensor, output channel or element.",
+        module_name=MODEL,
+    )
+    flags.DEFINE_float("pni_alpha", 0.25, "Initial alpha.", module_name=MODEL)
+    flags.DEFINE_enum(
+        "pni_sigma",
+        "batch",
+        ["batch", "example"],
+        "Whether the standard deviation of activations is taken over the batch, as in "
+        "the paper, or over each example.",
+        module_name=MODEL,
+    )
+
+
+def _adversarial():
+    flags.DEFINE_bool(
+        "adversarial",
+        True,
+        "Train on adversarial images too; else plain training.",
+        module_name=ADVERSARIAL,
+    )
+    flags.DEFINE_float(
+        "epsilon",
+        8 / 255,
+        "Radius of the Linf ball, for pixels in [0, 1].",
+        lower_bound=0.0,
+        module_name=ADVERSARIAL,
+    )
+    flags.DEFINE_integer(
+        "attack_steps",
+        7,
+        "PGD steps of the training attack.",
+        lower_bound=1,
+        module_name=ADVERSARIAL,
+    )
+    flags.DEFINE_float(
+        "attack_step_size",
+        2 / 255,
+        "PGD step size of the training attack.",
+        lower_bound=0.0,
+        module_name=ADVERSARIAL,
+    )
+    flags.DEFINE_bool(
+        "attack_random_start",
+        True,
+        "Start the training attack at a random point of the ball.",
+        module_name=ADVERSARIAL,
+    )
+    flags.DEFINE_bool(
+        "noise_in_attack",
+        True,
+        "Whether the training attack sees the noise (Table 1).",
+        module_name=ADVERSARIAL,
+    )
+    flags.DEFINE_enum(
+        "attack_labels",
+        "predicted",
+        ["predicted", "true"],
+        "Labels that the training attack moves away from.",
+        module_name=ADVERSARIAL,
+    )
+    flags.DEFINE_float(
+        "clean_weight",
+        0.5,
+        "Weight of the clean loss.",
+        lower_bound=0.0,
+        module_name=ADVERSARIAL,
+    )
+    flags.DEFINE_float(
+        "adversarial_weight",
+        0.5,
+        "Weight of the adversarial loss.",
+        lower_bound=0.0,
+        module_name=ADVERSARIAL,
+    )
+    flags.DEFINE_integer(
+        "epoch_delay",
+        0,
+        "Number of first epochs on clean images only.",
+        lower_bound=0,
+        module_name=ADVERSARIAL,
+    )
+    flags.DEFINE_integer(
+        "validation_draws",
+        5,
+        "Draws of the expectation over noise in the attack on the validation images.",
+        lower_bound=1,
+        module_name=ADVERSARIAL,
+    )
+
+
+def _optimisation():
+    flags.DEFINE_integer(
+        "epochs", 160, "Number of epochs.", lower_bound=1, module_name=OPTIMISATION
+    )
+    flags.DEFINE_integer(
+        "batch_size",
+        128,
+        "Images in a step, over all replicas.",
+        lower_bound=1,
+        module_name=OPTIMISATION,
+    )
+    flags.DEFINE_enum(
+        "optimizer", "sgd", ["sgd", "adam"], "Optimizer.", module_name=OPTIMISATION
+    )
+    flags.DEFINE_float(
+        "learning_rate",
+        0.1,
+        "Initial learning rate.",
+        lower_bound=0.0,
+        module_name=OPTIMISATION,
+    )
+    flags.DEFINE_float(
+        "momentum",
+        0.9,
+        "Momentum of sgd.",
+        lower_bound=0.0,
+        upper_bound=1.0,
+        module_name=OPTIMISATION,
+    )
+    flags.DEFINE_bool(
+        "nesterov", True, "Nesterov momentum of sgd.", module_name=OPTIMISATION
+    )
+    flags.DEFINE_enum(
+        "schedule",
+        "piecewise",
+        ["constant", "piecewise", "cosine"],
+        "Schedule of the learning rate.",
+        module_name=OPTIMISATION,
+    )
+    flags.DEFINE_list(
+        "drop_epochs",
+        ["80", "120"],
+        "Epochs after which piecewise multiplies the rate by --drop_factor.",
+        module_name=OPTIMISATION,
+    )
+    flags.DEFINE_float(
+        "drop_factor",
+        0.1,
+        "See --drop_epochs.",
+        lower_bound=0.0,
+        module_name=OPTIMISATION,
+    )
+    flags.DEFINE_float(
+        "weight_decay",
+        2e-4,
+        "Coupled L2 decay of every parameter but alpha: adds this times the parameter "
+        "to its gradient.",
+        lower_bound=0.0,
+        module_name=OPTIMISATION,
+    )
+
+
+def _machine():
+    flags.DEFINE_enum(
+        "strategy",
+        "none",
+        ["none", "mirrored"],
+        "One device, or all GPUs of this machine.",
+        module_name=MACHINE,
+    )
+    flags.DEFINE_enum(
+        "mixed_precision",
+        "none",
+        ["none", "float16", "bfloat16"],
+        "Compute in 16 bits; noise stays in float32.",
+        module_name=MACHINE,
+    )
+    flags.DEFINE_enum(
+        "jit",
+        "auto",
+        ["auto", "on", "off"],
+        "XLA compilation; auto means on a GPU without a strategy.",
+        module_name=MACHINE,
+    )
+    flags.DEFINE_integer(
+        "seed",
+        0,
+        "Seed of weights, noise, data order and attacks.",
+        lower_bound=0,
+        upper_bound=2**31 - 1,
+        module_name=MACHINE,
+    )
+    flags.DEFINE_bool(
+        "deterministic",
+        False,
+        "Bit-identical results for one seed on one kind of machine; slower.",
+        module_name=MACHINE,
+    )
+
+
+def _run():
+    flags.DEFINE_string(
+        "run_dir",
+        None,
+        "Folder of everything the run writes; the same command continues it. By "
+        "default runs/<dataset>_<model>_<pni>.",
+        module_name=RUN,
+    )
+    flags.DEFINE_bool(
+        "tensorboard", True, "Write TensorBoard event files.", module_name=RUN
+    )
+    flags.DEFINE_bool(
+        "evaluate", True, "Evaluate and write the report at the end.", module_name=RUN
+    )
+    flags.DEFINE_bool(
+        "compare_undefended",
+        False,
+        "Also train the same network without any defence, for the table.",
+        module_name=RUN,
+    )
+    flags.DEFINE_integer(
+        "eval_draws",
+        5,
+        "Draws of the noise that score each image.",
+        lower_bound=1,
+        module_name=RUN,
+    )
+    flags.DEFINE_list(
+        "eval_steps",
+        ["7", "40"],
+        "Numbers of PGD steps, one row of the table each. The step size is that of "
+        "training for as many steps, else 2.5 * epsilon / steps.",
+        module_name=RUN,
+    )
+    flags.DEFINE_integer(
+        "eval_expectation",
+        20,
+        "Draws of the expectation over noise in the last row; 1 leaves it out.",
+        lower_bound=1,
+        module_name=RUN,
+    )
+    flags.DEFINE_integer(
+        "eval_examples",
+        None,
+        "Number of test images to attack; all by default.",
+        lower_bound=1,
+        module_name=RUN,
+    )
+    flags.DEFINE_bool("export", True, "Export a SavedModel.", module_name=RUN)

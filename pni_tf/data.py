@@ -1,0 +1,517 @@
+"""Datasets as arrays, and arrays as deterministic streams of batches.
+
+Images are uint8 in memory and float32 in [0, 1] in every batch; networks normalise them
+themselves, so that attacks act on [0, 1].
+"""
+
+import dataclasses
+import math
+import os
+
+import numpy as np
+import tensorflow as tf
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetInfo:
+    """What is known of a dataset without loading it.
+
+    Attributes:
+        name: Key of `DATASETS`.
+        image_shape: `(height, width, channels)`.
+        num_classes: Number of classes.
+        mean, std: Channel means and standard deviations of the training images, in
+            units of [0, 1], for a network that normalises; `None` for a network that
+            is published without normalisation.
+        class_names: One name a class, in the order of the labels.
+        augment: Whether training flips and crops (`random_flip_and_crop`).
+        source: `<provider>:<name there>`.
+    """
+
+    name: str
+    image_shape: tuple[int, int, int]
+    num_classes: int
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
+    class_names: tuple[str, ...]
+    augment: bool
+    source: str
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Split:
+    """Images and labels of one part of a dataset.
+
+    Attributes:
+        images: uint8 `[N, height, width, channels]`, in 0..`scale`.
+        labels: int64 `[N]`.
+        scale: The stored value that means 1.0.
+
+    Raises:
+        ValueError: If the arrays are not of these types and shapes.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    scale: int = 255
+
+    def __post_init__(self):
+        if self.images.dtype != np.uint8 or self.images.ndim != 4:
+            raise ValueError(
+                "`images` must be uint8 [N, height, width, channels]. "
+                f"Received: {self.images.dtype} {list(self.images.shape)}"
+            )
+        if self.labels.dtype != np.int64 or self.labels.shape != self.images.shape[:1]:
+            raise ValueError(
+                f"`labels` must be int64 [{len(self.images)}]. "
+                f"Received: {self.labels.dtype} {list(self.labels.shape)}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def images_float(self) -> np.ndarray:
+        """Returns the images as float32 in [0, 1]."""
+        return self.images.astype(np.float32) / np.float32(self.scale)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Dataset:
+    """A dataset in memory; `validation` is `None` unless a split was asked for."""
+
+    info: DatasetInfo
+    train: Split
+    validation: Split | None
+    test: Split
+
+
+_DIGITS = "0 1 2 3 4 5 6 7 8 9"
+_CIFAR10 = "airplane automobile bird cat deer dog frog horse ship truck"
+_CIFAR100 = """
+    apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge
+    bus butterfly camel can castle caterpillar cattle chair chimpanzee clock cloud
+    cockroach couch crab crocodile cup dinosaur dolphin elephant flatfish forest fox
+    girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster man
+    maple_tree motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree
+    pear pickup_truck pine_tree plain plate poppy porcupine possum rabbit raccoon ray
+    road rocket rose sea seal shark shrew skunk skyscraper snail snake spider squirrel
+    streetcar sunflower sweet_pepper table tank telephone television tiger tractor train
+    trout tulip turtle wardrobe whale willow_tree wolf woman worm
+"""
+_FASHION = "T-shirt/top Trouser Pullover Dress Coat Sandal Shirt Sneaker Bag Ankle_boot"
+_KMNIST = "o ki su tsu na ha ma ya re wo"
+
+
+def _info(name, shape, names, source, mean=None, std=None, augment=False):
+    names = tuple(names.split())
+    return DatasetInfo(name, shape, len(names), mean, std, names, augment, source)
+
+
+def _by_255(*values):
+    return tuple(value / 255 for value in values)
+
+
+_GREY, _COLOUR = (28, 28, 1), (32, 32, 3)
+# The figures for CIFAR are those of the PNI authors' code, those for SVHN the usual.
+_CIFAR10_STATISTICS = _by_255(125.3, 123.0, 113.9), _by_255(63.0, 62.1, 66.7)
+_CIFAR100_STATISTICS = _by_255(129.3, 124.1, 112.4), _by_255(68.2, 65.4, 70.4)
+_SVHN_STATISTICS = (0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)
+# images = load_dataset("digits").train.images_float().astype("float64")
+# images.mean(), images.std()
+_DIGITS_STATISTICS = (0.3058,), (0.3762,)
+
+DATASETS: dict[str, DatasetInfo] = {
+    info.name: info
+    for info in (
+        _info("digits", (8, 8, 1), _DIGITS, "sklearn:digits", *_DIGITS_STATISTICS),
+        _info("mnist", _GREY, _DIGITS, "tfds:mnist"),
+        _info("fashion_mnist", _GREY, _FASHION, "tfds:fashion_mnist"),
+        _info("kmnist", _GREY, _KMNIST, "tfds:kmnist"),
+        _info("cifar10", _COLOUR, _CIFAR10, "tfds:cifar10", *_CIFAR10_STATISTICS, True),
+        _info(
+            "cifar100", _COLOUR, _CIFAR100, "tfds:cifar100", *_CIFAR100_STATISTICS, True
+        ),
+        _info("svhn", _COLOUR, _DIGITS, "tfds:svhn_cropped", *_SVHN_STATISTICS),
+    )
+}
+
+
+def load_dataset(
+    name: str,
+    *,
+    data_dir: str | os.PathLike | None = None,
+    download: bool = False,
+    train_examples: int | None = None,
+    test_examples: int | None = None,
+    validation_split: float = 0.0,
+    seed: int = 0,
+) -> Dataset:
+    """Loads a dataset into memory.
+
+    `digits` comes with scikit-learn; every fifth image of each class is its test set.
+    All others are read through TensorFlow Datasets (TFDS), which must have prepared
+    them, and nothing touches the network unless `download` is set.
+
+    Args:
+        name: A key of `DATASETS`.
+        data_dir: Folder of TFDS, by default the one that the environment variable
+            `TFDS_DATA_DIR` names, else `~/tensorflow_datasets`.
+        download: Whether TFDS may download and prepare what it does not find.
+        train_examples: Number of training images to use, drawn with `seed` and kept in
+            stored order; a smaller number is a subset of a larger. `None` uses all.
+        test_examples: Number of test images to use, the first in stored order.
+        validation_split: Fraction in [0, 1) of the (remaining) training images that
+            `seed` moves from `train` to `validation`.
+        seed: Seed of both draws. The test set does not depend on it.
+
+    Returns:
+        A `Dataset`.
+
+    Raises:
+        ValueError: If the name is unknown, a number is out of its range, or the files
+            are damaged.
+        FileNotFoundError: If the data is not there and was not or cannot be downloaded.
+
+    Example:
+        >>> dataset = load_dataset("digits", validation_split=0.1)
+        >>> len(dataset.train), len(dataset.validation), len(dataset.test)
+        (1293, 144, 360)
+    """
+    if name not in DATASETS:
+        raise ValueError(
+            f"Unknown dataset. Known datasets: {', '.join(DATASETS)}. "
+            f"Received: name={name!r}"
+        )
+    if not 0 <= validation_split < 1:
+        raise ValueError(
+            "`validation_split` must be in [0, 1). "
+            f"Received: validation_split={validation_split}"
+        )
+    info = DATASETS[name]
+    provider, _, key = info.source.partition(":")
+    if provider == "sklearn":
+        train, test = _load_digits()
+    else:
+        train, test = _load_tfds(key, data_dir, download)
+    _check_examples("train_examples", train_examples, len(train))
+    _check_examples("test_examples", test_examples, len(test))
+
+    chosen = np.random.default_rng(seed).permutation(len(train))[:train_examples]
+    held_out = round(validation_split * len(chosen))
+    if validation_split and not 0 < held_out < len(chosen):
+        raise ValueError(
+            f"`validation_split` would leave one of the two parts of {len(chosen)} "
+            f"training images empty. Received: validation_split={validation_split}"
+        )
+    return Dataset(
+        info=info,
+        train=_take(train, np.sort(chosen[held_out:])),
+        validation=_take(train, np.sort(chosen[:held_out])) if held_out else None,
+        test=_take(test, slice(test_examples)),
+    )
+
+
+def training_batches(
+    split: Split,
+    *,
+    batch_size: int,
+    seed: int,
+    first_epoch: int = 0,
+    augment: bool = False,
+) -> tf.data.Dataset:
+    """Streams shuffled batches without end, epoch after epoch.
+
+    Each epoch contains every image once; its last batch is smaller where `batch_size`
+    does not divide their number. The order and the augmentation of an epoch follow from
+    `seed`, `batch_size` and the number of the epoch alone, so a run that is resumed at
+    `first_epoch` sees what it would have seen without the interruption.
+
+    Args:
+        split: The images to train on.
+        batch_size: Images a batch.
+        seed: Seed of order and augmentation.
+        first_epoch: Number of the epoch to begin with, counted from 0.
+        augment: Whether to apply `random_flip_and_crop`.
+
+    Returns:
+        A `tf.data.Dataset` of `(images, labels)`: float32 `[batch, height, width,
+        channels]` in [0, 1] and int64 `[batch]`.
+
+    Raises:
+        ValueError: If a number is out of its range or the split is empty.
+
+    Example:
+        >>> batches = training_batches(dataset.train, batch_size=128, seed=0)
+        >>> steps = steps_per_epoch(dataset.train, 128)
+        >>> model.fit(batches, steps_per_epoch=steps, shuffle=False)
+    """
+    steps_per_epoch(split, batch_size)  # Checks both.
+    if first_epoch < 0:
+        raise ValueError(
+            f"`first_epoch` must be at least 0. Received: first_epoch={first_epoch}"
+        )
+    # One copy, captured by `load`: an array would become a constant of its graph.
+    with tf.device("CPU"):
+        images, labels = tf.constant(split.images), tf.constant(split.labels)
+    base_seed = tf.constant([seed, 0], tf.int64)
+
+    def batches_of(epoch):
+        epoch_seed = tf.random.fold_in(base_seed, epoch)
+        order = tf.random.experimental.stateless_shuffle(
+            tf.range(len(split)), seed=epoch_seed
+        )
+        batches = tf.data.Dataset.from_tensor_slices(order).batch(batch_size)
+        return batches.enumerate().map(
+            lambda step, rows: (rows, tf.random.fold_in(epoch_seed, step))
+        )
+
+    def load(rows, batch_seed):
+        batch = tf.gather(images, rows)
+        if augment:
+            batch = random_flip_and_crop(batch, batch_seed)
+        return _to_float(batch, split.scale), tf.gather(labels, rows)
+
+    epochs = tf.data.Dataset.counter(first_epoch)
+    batches = epochs.flat_map(batches_of).map(load, tf.data.AUTOTUNE)
+    return batches.prefetch(tf.data.AUTOTUNE)
+
+
+def evaluation_batches(split: Split, *, batch_size: int) -> tf.data.Dataset:
+    """Streams a split once, in stored order.
+
+    Args:
+        split: The images to evaluate on.
+        batch_size: Images a batch; the last may be smaller.
+
+    Returns:
+        A `tf.data.Dataset` of `(images, labels)` as `training_batches` returns.
+
+    Raises:
+        ValueError: If `batch_size` is less than 1 or the split is empty.
+
+    Example:
+        >>> model.evaluate(evaluation_batches(dataset.test, batch_size=500))
+    """
+    steps_per_epoch(split, batch_size)  # Checks both.
+    batches = tf.data.Dataset.from_tensor_slices((split.images, split.labels))
+    return (
+        batches.batch(batch_size)
+        .map(lambda images, labels: (_to_float(images, split.scale), labels))
+        .prefetch(tf.data.AUTOTUNE)
+    )
+
+
+def steps_per_epoch(split: Split, batch_size: int) -> int:
+    """Returns the number of batches that hold every image of a split once.
+
+    Raises:
+        ValueError: If `batch_size` is less than 1 or the split is empty.
+    """
+    if batch_size < 1:
+        raise ValueError(
+            f"`batch_size` must be at least 1. Received: batch_size={batch_size}"
+        )
+    if not len(split):
+        raise ValueError("`split` must hold at least one image. Received: none")
+    return math.ceil(len(split) / batch_size)
+
+
+def random_flip_and_crop(
+    images: tf.Tensor, seed: tf.Tensor, padding: int = 4
+) -> tf.Tensor:
+    """Flips half of the images, then crops each from its zero-padded self.
+
+    Args:
+        images: `[N, height, width, channels]` of any dtype; height and width static.
+        seed: Integer `[2]`, as `tf.random.stateless_uniform` takes; the same seed gives
+            the same result.
+        padding: Zeros on each side, in pixels, so that an image moves by at most as
+            many in each direction.
+
+    Returns:
+        Images of the same shape and dtype.
+
+    Example:
+        >>> images = random_flip_and_crop(images, tf.constant([0, 1], tf.int64))
+
+    Reference:
+        - [Deep Residual Learning](https://arxiv.org/abs/1512.03385), section 4.2
+    """
+    count, height, width = tf.shape(images)[0], *images.shape[1:3]
+    flip_seed, crop_seed = tf.unstack(tf.random.split(seed))
+    flip = tf.random.stateless_uniform([count, 1, 1, 1], flip_seed) < 0.5
+    images = tf.where(flip, tf.reverse(images, axis=[2]), images)
+    images = tf.pad(images, [[0, 0], [padding, padding], [padding, padding], [0, 0]])
+    offsets = tf.random.stateless_uniform(
+        [count, 2], crop_seed, maxval=2 * padding + 1, dtype=tf.int32
+    )
+    rows = offsets[:, :1] + tf.range(height)
+    columns = offsets[:, 1:] + tf.range(width)
+    images = tf.gather(images, rows, axis=1, batch_dims=1)
+    return tf.gather(images, columns, axis=2, batch_dims=1)
+
+
+def validate_images(
+    images: np.ndarray, *, image_shape: tuple[int | None, ...] | None = None
+) -> np.ndarray:
+    """Checks that an array is a batch of images in [0, 1].
+
+    Args:
+        images: The array to check.
+        image_shape: `(height, width, channels)` that a model takes; `None` for a size
+            that may be any.
+
+    Returns:
+        float32 `[N, height, width, channels]`.
+
+    Raises:
+        ValueError: If they are no floats, not of this rank or shape, empty, not finite,
+            or outside [0, 1].
+    """
+    images = np.asarray(images)
+    if not np.issubdtype(images.dtype, np.floating):
+        raise ValueError(
+            "`images` must be floats in [0, 1]. "
+            f"Received: images.dtype={images.dtype}. "
+            "Convert values in 0..255 by images.astype('float32') / 255"
+        )
+    expected = (None, None, None) if image_shape is None else tuple(image_shape)
+    if images.ndim != 4 or any(
+        size not in (None, found)
+        for size, found in zip(expected, images.shape[1:], strict=True)
+    ):
+        sizes = zip(expected, ("height", "width", "channels"), strict=True)
+        wanted = ", ".join(str(size or word) for size, word in sizes)
+        raise ValueError(
+            f"`images` must have the shape [N, {wanted}]. "
+            f"Received: images.shape={images.shape}"
+        )
+    if not images.size:
+        raise ValueError(
+            "`images` must hold at least one image. "
+            f"Received: images.shape={images.shape}"
+        )
+    low, high = images.min(), images.max()  # Either is NaN if any value is.
+    if not np.isfinite([low, high]).all():
+        bad = np.count_nonzero(~np.isfinite(images))
+        raise ValueError(
+            f"`images` must be finite. Received: {bad} values that are NaN or infinite"
+        )
+    if low < 0 or high > 1:
+        looks_like_bytes = low >= 0 and 2 < high <= 255
+        raise ValueError(
+            f"`images` must be in [0, 1]. Received: values from {low} to {high}. "
+            + ("Divide them by 255" if looks_like_bytes else "Rescale or clip them")
+        )
+    return images.astype(np.float32, copy=False)
+
+
+def validate_labels(
+    labels: np.ndarray, num_classes: int, *, num_examples: int | None = None
+) -> np.ndarray:
+    """Checks that an array holds one class index an example.
+
+    Args:
+        labels: The array to check.
+        num_classes: Number of classes; labels are 0..`num_classes` - 1.
+        num_examples: Number of labels to expect, e.g. `len(images)`.
+
+    Returns:
+        int64 `[N]`.
+
+    Raises:
+        ValueError: If they are no integers, not of rank 1, too few or too many, or out
+            of range.
+    """
+    labels = np.asarray(labels)
+    if labels.ndim != 1:
+        raise ValueError(
+            "`labels` must be class indices of shape [N]. "
+            f"Received: labels.shape={labels.shape}. "
+            "Convert one-hot rows by labels.argmax(-1), a column by labels[:, 0]"
+        )
+    if num_examples is not None and len(labels) != num_examples:
+        raise ValueError(
+            f"`labels` must be as many as the {num_examples} images. "
+            f"Received: len(labels)={len(labels)}"
+        )
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(
+            "`labels` must be integers. "
+            f"Received: labels.dtype={labels.dtype}. Convert by labels.astype('int64')"
+        )
+    if labels.size and not 0 <= labels.min() <= labels.max() < num_classes:
+        raise ValueError(
+            f"`labels` must be in 0..{num_classes - 1}. "
+            f"Received: values from {labels.min()} to {labels.max()}"
+        )
+    return labels.astype(np.int64, copy=False)
+
+
+def _load_digits():
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    images = digits.images.astype(np.uint8)[..., np.newaxis]
+    labels = digits.target.astype(np.int64)
+    # Every fifth image of each class, in stored order, which mixes the classes.
+    test = np.sort(np.argsort(labels, kind="stable")[::5])
+    train = np.setdiff1d(np.arange(len(labels)), test)
+    everything = Split(images, labels, scale=16)
+    return _take(everything, train), _take(everything, test)
+
+
+def _load_tfds(name, data_dir, download):
+    import tensorflow_datasets as tfds  # Here, as digits can do without it.
+
+    if data_dir is not None:
+        data_dir = os.path.expanduser(data_dir)
+    builder = tfds.builder(name, data_dir=data_dir, try_gcs=False)
+    folder, root = builder.data_path, builder.data_dir_root
+    if not builder.info.splits:
+        remedy = (
+            f"Download it (`download=True`, on the command line `--download`), or name "
+            f"the folder that holds `{name}/` (`data_dir=`, `--data_dir=DIR` or the "
+            f"environment variable TFDS_DATA_DIR), or prepare it on another machine "
+            f"with `tfds build {name} --data_dir=DIR` and copy DIR"
+        )
+        if not download:
+            raise FileNotFoundError(f"No prepared dataset in {folder}. {remedy}")
+        try:
+            no_gcs = tfds.download.DownloadConfig(try_download_gcs=False)
+            builder.download_and_prepare(download_config=no_gcs)
+        except Exception as error:
+            raise FileNotFoundError(
+                f"No prepared dataset in {folder}, and to download it there failed: "
+                f"{error!r}. {remedy}"
+            ) from error
+    try:
+        splits = builder.as_dataset(
+            split=["train", "test"],
+            batch_size=-1,
+            as_supervised=True,
+            # One file after the other is the stored order; each is read only once.
+            read_config=tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False),
+        )
+    except tf.errors.OpError as error:
+        raise ValueError(
+            f"The files in {folder} are damaged. Delete this folder, then download or "
+            f"prepare `{name}` in {root} again"
+        ) from error
+    return [Split(images.numpy(), labels.numpy()) for images, labels in splits]
+
+
+def _take(split, rows):
+    return Split(split.images[rows], split.labels[rows], split.scale)
+
+
+def _check_examples(argument, examples, available):
+    if examples is not None and not 1 <= examples <= available:
+        raise ValueError(
+            f"`{argument}` must be in 1..{available}, or `None` for all. "
+            f"Received: {argument}={examples}"
+        )
+
+
+def _to_float(images, scale):
+    return tf.cast(images, tf.float32) / scale

@@ -1,0 +1,358 @@
+"""SavedModels out, and any model in as the target of an attack."""
+
+import dataclasses
+import os
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from pni_tf.conversion import noise_wrappers, strip_pni
+from pni_tf.training import PNIAdversarialModel, check_logits
+
+
+def export_saved_model(model: keras.Model, directory: str | os.PathLike) -> None:
+    """Writes a SavedModel that TensorFlow alone can load and attack.
+
+    Its endpoints take float32 images `[N, H, W, C]` in `[0, 1]`:
+
+    - `serve(images)`: logits `[N, K]`, noise on, a fresh draw at each call;
+    - `serve_clean(images)`: logits with the noise off;
+    - `serve_mean(images, n)`: probabilities, the mean softmax over `n` (int32) draws;
+    - `reseed(seed)`: sets the noise from an int64 scalar; the calls after it repeat.
+
+    Without `reseed`, each process that loads the model draws noise of its own.
+    Gradients with respect to the images flow through `serve` and `serve_clean`.
+
+    Args:
+        model: A Functional or Sequential classifier on logits.
+        directory: Where to write; an earlier export there is replaced.
+
+    Raises:
+        ValueError: If the model returns probabilities, or the directory holds
+            something else than a SavedModel.
+
+    Example:
+
+    >>> export_saved_model(model, "saved_model")
+    >>> logits = tf.saved_model.load("saved_model").serve(images)
+    """
+    check_logits(model)
+    directory = Path(directory)
+    if directory.exists() and not (directory / "saved_model.pb").exists():
+        raise ValueError(
+            "The export goes to a new directory or replaces an earlier export. "
+            f"Received: directory={str(directory)!r}, which is something else"
+        )
+    noise_free = strip_pni(model)
+    states = [wrapper.seed_generator.state for wrapper in noise_wrappers(model)]
+    # Saved as False, so that each process that loads the model seeds itself once.
+    seeded = tf.Variable(False, trainable=False, name="seeded")
+
+    def reseed(seed):
+        for i, state in enumerate(states):
+            start = tf.stack([seed, tf.zeros_like(seed)])
+            state.assign(tf.random.experimental.stateless_fold_in(start, i))
+        seeded.assign(True)
+        return tf.identity(seed)
+
+    def seed_from_entropy():
+        # The raw operation, because zeros mean "from the operating system's entropy"
+        # only if no global seed has been set when the graph is made.
+        seed = tf.raw_ops.RandomUniformInt(
+            shape=tf.zeros([0], tf.int32),
+            minval=tf.constant(0, tf.int64),
+            maxval=tf.constant(tf.int64.max, tf.int64),
+            seed=0,
+            seed2=0,
+        )
+        return reseed(seed)
+
+    def serve(images):
+        tf.cond(seeded, lambda: tf.constant(0, tf.int64), seed_from_entropy)
+        return tf.cast(model(images, training=False), tf.float32)
+
+    def serve_clean(images):
+        return tf.cast(noise_free(images, training=False), tf.float32)
+
+    def serve_mean(images, n):
+        def add(i, total):
+            return i + 1, total + tf.nn.softmax(serve(images))
+
+        zeros = tf.zeros_like(serve_clean(images))
+        _, total = tf.while_loop(
+            lambda i, _: i < n, add, [tf.constant(0), zeros], parallel_iterations=1
+        )
+        return total / tf.cast(n, tf.float32)
+
+    images = tf.TensorSpec([None, *model.input_shape[1:]], tf.float32, name="images")
+    archive = keras.export.ExportArchive()
+    archive.track(model)
+    archive.track(noise_free)
+    archive.track(seeded)
+    archive.add_endpoint("serve", serve, input_signature=[images])
+    archive.add_endpoint("serve_clean", serve_clean, input_signature=[images])
+    archive.add_endpoint(
+        "serve_mean",
+        serve_mean,
+        input_signature=[images, tf.TensorSpec([], tf.int32, name="n")],
+    )
+    archive.add_endpoint(
+        "reseed", reseed, input_signature=[tf.TensorSpec([], tf.int64, name="seed")]
+    )
+    # Written aside and moved, so that an interruption leaves no half of a model.
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=directory.parent) as scratch:
+        archive.write_out(os.path.join(scratch, "saved_model"), verbose=False)
+        if directory.exists():
+            shutil.rmtree(directory)
+        os.rename(os.path.join(scratch, "saved_model"), directory)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Target:
+    """A classifier as an attack sees it. Made by `load_target`.
+
+    Attributes:
+        name: What it was loaded from.
+        logits: Callable from float32 images `[N, H, W, C]` in `[0, 1]` to logits.
+        image_shape: `(H, W, C)`.
+        num_classes: K.
+        stochastic: Whether two calls on the same images differ.
+        noise_free: The twin without noise, or None where there is no noise to turn off.
+        warnings: What the probe found that makes attacks on it misleading.
+        reseed: Callable from an integer that makes the following draws repeatable, or
+            None.
+    """
+
+    name: str
+    logits: Callable[[tf.Tensor], tf.Tensor] = dataclasses.field(repr=False)
+    image_shape: tuple[int, int, int]
+    num_classes: int
+    stochastic: bool
+    noise_free: "Target | None" = None
+    warnings: tuple[str, ...] = ()
+    reseed: Callable[[int], None] | None = dataclasses.field(default=None, repr=False)
+    # An exported model's variables are deleted when nothing refers to it any more.
+    source: object = dataclasses.field(default=None, repr=False, compare=False)
+
+    def predict(self, images) -> np.ndarray:
+        """Returns int64 labels `[N]` of one draw: all that a label-only attack sees."""
+        return tf.argmax(self.logits(tf.convert_to_tensor(images)), -1).numpy()
+
+
+def load_target(
+    source: keras.Model | str | os.PathLike | Callable,
+    *,
+    image_shape: tuple[int, int, int] | None = None,
+) -> Target:
+    """Returns a model as the target of attacks, and probes it once.
+
+    Args:
+        source: A Keras model, a `.keras` file, a SavedModel directory, a run directory
+            of `bin/train`, or a callable from images to logits.
+        image_shape: `(H, W, C)`; needed for a callable only.
+
+    Returns:
+        The target, with its warnings.
+
+    Raises:
+        FileNotFoundError: If the path does not exist.
+        ValueError: If the file is not a model, is damaged, does not map images to
+            `[N, K]`, or its logits are not finite.
+
+    Example:
+
+    >>> target = load_target("runs/digits_pni_w/saved_model")
+    >>> adversarial = PGD(steps=40).perturb(target.logits, images, labels)
+    """
+    if isinstance(source, PNIAdversarialModel):
+        source = source.model
+    if isinstance(source, keras.Model):
+        return _keras_target(source, source.name)
+    if isinstance(source, (str, os.PathLike)):
+        path = Path(source)
+        if not path.exists():
+            raise FileNotFoundError(
+                "Expected a `.keras` file, a SavedModel directory or a run directory. "
+                f"Nothing lies at {str(path)!r}"
+            )
+        if path.is_dir() and (path / "model.keras").exists():
+            path = path / "model.keras"
+        if path.is_file():
+            return _keras_target(load_model(path), str(path))
+        return _saved_model_target(path)
+    if not callable(source):
+        raise ValueError(
+            "`source` must be a Keras model, a path or a callable. "
+            f"Received: source={source!r}"
+        )
+    if image_shape is None:
+        raise ValueError("A callable has no known input: give `image_shape=(H, W, C)`")
+    return _probed(source, image_shape, name=getattr(source, "__name__", repr(source)))
+
+
+def load_model(path: str | os.PathLike) -> keras.Model:
+    """Loads a `.keras` file, in Keras' safe mode.
+
+    Args:
+        path: The file.
+
+    Raises:
+        ValueError: If it is no `.keras` file, or a damaged one.
+    """
+    if not zipfile.is_zipfile(path):
+        raise ValueError(
+            f"{str(path)!r} is not a `.keras` file, or it is damaged or incomplete: "
+            "write it again, or use another copy"
+        )
+    try:
+        return keras.saving.load_model(path, compile=False)
+    except Exception as error:  # Keras raises many kinds for a damaged file
+        reason = str(error).strip().splitlines() or [repr(error)]
+        raise ValueError(f"Cannot load {str(path)!r}: {reason[0]}") from error
+
+
+def _keras_target(model, name):
+    def logits_of(network):
+        return lambda images: tf.cast(network(images, training=False), tf.float32)
+
+    shape = model.input_shape
+    if not isinstance(shape, tuple) or len(shape) != 4 or None in shape[1:]:
+        raise ValueError(
+            "A target takes one batch of images [N, H, W, C] of a fixed size. "
+            f"Received: a model with input shape {shape}"
+        )
+    warnings = []
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.Rescaling) and np.max(layer.scale) < 0.1:
+            warnings.append(
+                f"layer {layer.name!r} scales its input by {layer.scale}, so the model "
+                "seems to expect pixels in [0, 255]; attacks give it [0, 1]"
+            )
+    wrappers = noise_wrappers(model)
+    noise_free = None
+    if wrappers:
+        noise_free = _probed(
+            logits_of(strip_pni(model)), shape[1:], name=f"{name} (noise off)"
+        )
+
+    def reseed(seed):
+        for i, wrapper in enumerate(wrappers):
+            start = tf.constant([seed, 0], tf.int64)
+            state = tf.random.experimental.stateless_fold_in(start, i)
+            wrapper.seed_generator.state.assign(state)
+
+    return _probed(
+        logits_of(model),
+        shape[1:],
+        name=name,
+        warnings=warnings,
+        noise_free=noise_free,
+        reseed=reseed,
+        source=model,
+    )
+
+
+def _saved_model_target(path):
+    if not (path / "saved_model.pb").exists():
+        raise ValueError(
+            "Expected a SavedModel (a directory with `saved_model.pb`) or a run "
+            f"directory with `model.keras`. Received: {str(path)!r}"
+        )
+    try:
+        loaded = tf.saved_model.load(path)
+    except Exception as error:  # TensorFlow raises many kinds for a damaged export
+        reason = str(error).strip().splitlines() or [repr(error)]
+        raise ValueError(f"Cannot load {str(path)!r}: {reason[0]}") from error
+    signature = loaded.signatures.get("serving_default") or loaded.signatures.get(
+        "serve"
+    )
+    if signature is None:
+        raise ValueError(
+            f"The SavedModel {str(path)!r} has no signature `serving_default`. It has "
+            f"{sorted(loaded.signatures)}; wrap one in a callable for `load_target`"
+        )
+    (name, spec), *others = signature.structured_input_signature[1].items()
+    if others or len(spec.shape) != 4 or None in spec.shape[1:]:
+        raise ValueError(
+            "A target takes one batch of images [N, H, W, C] of a fixed size. "
+            f"Received: a SavedModel with inputs {signature.structured_input_signature}"
+        )
+    shape = tuple(spec.shape[1:])
+    if not hasattr(loaded, "serve_clean"):  # someone else's export
+        (output,) = signature.structured_outputs
+
+        def logits(images):
+            return signature(**{name: images})[output]
+
+        return _probed(logits, shape, name=str(path), source=loaded)
+    noise_free = _probed(
+        loaded.serve_clean, shape, name=f"{path} (noise off)", source=loaded
+    )
+    target = _probed(
+        loaded.serve,
+        shape,
+        name=str(path),
+        noise_free=noise_free,
+        reseed=lambda seed: loaded.reseed(tf.constant(seed, tf.int64)),
+        source=loaded,
+    )
+    if not target.stochastic:
+        target = dataclasses.replace(target, noise_free=None)
+    return target
+
+
+def _probed(logits, image_shape, *, warnings=(), **fields):
+    """Calls the model on random images and returns a Target with what was seen."""
+    warnings = list(warnings)
+    generator = np.random.default_rng(0)
+    images = tf.constant(generator.uniform(size=(8, *image_shape)), tf.float32)
+    with tf.GradientTape() as tape:
+        tape.watch(images)
+        outputs = logits(images)
+        if outputs.shape.rank != 2 or outputs.shape[0] != len(images):
+            raise ValueError(
+                "A target returns logits [N, K] for images [N, H, W, C]. "
+                f"Received: shape {outputs.shape} for N = {len(images)}"
+            )
+        if not np.isfinite(outputs).all():
+            raise ValueError(f"The logits of {fields['name']!r} are not finite")
+        losses = tf.nn.sparse_softmax_cross_entropy_with_logits(
+            tf.argmin(outputs, -1), tf.cast(outputs, tf.float32)
+        )
+    gradient = tape.gradient(losses, images)
+    if gradient is None:
+        warnings.append(
+            "no gradient with respect to the images: white-box attacks cannot work; "
+            "use attacks that need no gradient"
+        )
+    elif not np.isfinite(gradient).all():
+        warnings.append("the gradient with respect to the images is not finite")
+    else:
+        dead = float(np.mean(np.max(np.abs(gradient), axis=(1, 2, 3)) < 1e-10))
+        if dead > 0:
+            warnings.append(
+                f"the gradient vanishes on {dead:.0%} of the probe's images: "
+                "gradient-based attacks overrate this model"
+            )
+    values = outputs.numpy()
+    if (values >= 0).all() and np.allclose(values.sum(-1), 1, atol=1e-3):
+        warnings.append(
+            "the outputs look like probabilities: attacks need logits, because the "
+            "gradients of probabilities vanish"
+        )
+    stochastic = not np.array_equal(values, logits(images))
+    return Target(
+        logits=logits,
+        image_shape=tuple(image_shape),
+        num_classes=values.shape[1],
+        stochastic=stochastic,
+        warnings=tuple(warnings),
+        **fields,
+    )

@@ -1,0 +1,122 @@
+"""Figures, as matplotlib `Figure` objects: call `savefig` on what is returned."""
+
+import numpy as np
+from matplotlib.figure import Figure
+
+
+def plot_alphas(alphas: dict[str, list[float]], *, title: str = "") -> Figure:
+    """Draws the noise coefficient of each layer over the epochs (Fig. 2).
+
+    Args:
+        alphas: From the name of a layer to the magnitude of its alpha after each epoch.
+            Layers are drawn from light to dark in this order; the five with the largest
+            final value are named in the legend.
+        title: Title of the figure.
+    """
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    named = sorted(alphas, key=lambda name: -alphas[name][-1])[:5]
+    colours = _shades(len(alphas))
+    for (name, values), colour in zip(alphas.items(), colours, strict=True):
+        epochs = np.arange(1, len(values) + 1)
+        axes.plot(
+            epochs,
+            values,
+            color=colour,
+            marker="o" if len(values) == 1 else None,
+            label=name if name in named else None,
+            linewidth=2 if name in named else 1,
+        )
+    axes.set(xlabel="epoch", ylabel=r"$|\alpha|$", title=title)
+    axes.set_ylim(bottom=0)
+    axes.legend(title="largest at the end")
+    axes.grid(alpha=0.3)
+    return figure
+
+
+def plot_adversarial_examples(
+    images: np.ndarray,
+    adversarial: np.ndarray,
+    labels: np.ndarray,
+    predictions: np.ndarray,
+    *,
+    epsilon: float,
+    class_names: tuple[str, ...] | None = None,
+    title: str = "",
+) -> Figure:
+    """Draws images, their adversarial twins and the magnified perturbation.
+
+    Args:
+        images: Float `[N, H, W, C]` in `[0, 1]`, with C 1 or 3; one column each.
+        adversarial: Their adversarial twins, of the same shape.
+        labels: Integers `[N]`, the true labels.
+        predictions: Integers `[N]`, one draw's labels of the adversarial images.
+        epsilon: Perturbations of -epsilon and +epsilon are drawn black and white.
+        class_names: Names of the classes; None shows their numbers.
+        title: Title of the figure.
+    """
+    count = len(images)
+    magnified = np.clip((adversarial - images) / (2 * max(epsilon, 1e-12)) + 0.5, 0, 1)
+    rows = {
+        "image": images,
+        "adversarial": adversarial,
+        f"perturbation\n× {0.5 / max(epsilon, 1e-12):.3g}": magnified,
+    }
+    figure = Figure(figsize=(1.4 * count + 0.6, 5), layout="constrained")
+    grid = figure.subplots(len(rows), count, squeeze=False)
+    for axes_of_row, (name, row) in zip(grid, rows.items(), strict=True):
+        axes_of_row[0].set_ylabel(name)
+        for axes, image in zip(axes_of_row, row, strict=True):
+            axes.imshow(image.squeeze(), vmin=0, vmax=1, cmap="gray")
+            axes.set(xticks=[], yticks=[])
+    for i in range(count):
+        for axes, label in ((grid[0][i], labels[i]), (grid[1][i], predictions[i])):
+            name = class_names[label] if class_names else str(label)
+            wrong = label != labels[i]
+            axes.set_title(name, color="firebrick" if wrong else "black", fontsize=10)
+    figure.suptitle(title)
+    return figure
+
+
+def plot_accuracies(
+    columns: dict[str, dict[str, tuple[float, float]]], *, title: str = ""
+) -> Figure:
+    """Draws the accuracy under each attack, one group of bars for each attack.
+
+    Args:
+        columns: From the name of a network to its rows: from the name of the attack to
+            the mean and the standard deviation of the accuracy, in `[0, 1]`.
+        title: Title of the figure.
+    """
+    rows = list(dict.fromkeys(row for column in columns.values() for row in column))
+    figure = Figure(figsize=(1.6 * len(rows) + 1.5, 4), layout="constrained")
+    axes = figure.subplots()
+    width = 0.8 / len(columns)
+    colours = _shades(len(columns))
+    for k, ((name, column), colour) in enumerate(
+        zip(columns.items(), colours, strict=True)
+    ):
+        positions = [i for i, row in enumerate(rows) if row in column]
+        means = [100 * column[rows[i]][0] for i in positions]
+        stds = [100 * column[rows[i]][1] for i in positions]
+        offset = (k - (len(columns) - 1) / 2) * width
+        bars = axes.bar(
+            np.array(positions) + offset,
+            means,
+            width,
+            yerr=stds,
+            capsize=2,
+            color=colour,
+            label=name,
+        )
+        axes.bar_label(bars, fmt="%.0f", fontsize=8, padding=2)
+    axes.set_xticks(range(len(rows)), rows)
+    axes.set(ylabel="accuracy (%)", ylim=(0, 105), title=title)
+    axes.legend(loc="upper right")
+    return figure
+
+
+def _shades(count):
+    from matplotlib import colormaps
+
+    return colormaps["viridis_r"](np.linspace(0.15, 0.95, max(count, 1)))[:count]
