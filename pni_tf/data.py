@@ -112,7 +112,7 @@ def _by_255(*values):
 
 
 _GREY, _COLOUR = (28, 28, 1), (32, 32, 3)
-# The figures for CIFAR are those of the PNI authors' code, those for SVHN the usual.
+# CIFAR-10's are those of the PNI authors' code, the others the figures in common use.
 _CIFAR10_STATISTICS = _by_255(125.3, 123.0, 113.9), _by_255(63.0, 62.1, 66.7)
 _CIFAR100_STATISTICS = _by_255(129.3, 124.1, 112.4), _by_255(68.2, 65.4, 70.4)
 _SVHN_STATISTICS = (0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)

@@ -102,7 +102,8 @@ class PNIWeight(NoiseWrapper):
     Input and output shapes: those of `layer`.
 
     Raises:
-        ValueError: If the layer has no kernel.
+        ValueError: If the layer has no kernel, is a stateful recurrent layer, or
+            assigns its kernel when it is called.
 
     Example:
 
@@ -120,6 +121,11 @@ class PNIWeight(NoiseWrapper):
         return [w for w in self.layer.weights if w.name.endswith("kernel")]
 
     def build(self, input_shape):
+        if getattr(self.layer, "stateful", False):
+            raise ValueError(
+                "`PNIWeight` cannot wrap a stateful recurrent layer, because Keras "
+                f"does not track its state. Received: layer={self.layer.name!r}"
+            )
         super().build(input_shape)
         if not self.kernels:
             raise ValueError(
@@ -173,7 +179,8 @@ class PNIWeight(NoiseWrapper):
                 )
             variable.assign(update)
         for loss in scope.losses:
-            self.add_loss(loss)
+            # A tensor of its own: the same one would count for `layer` once more.
+            self.add_loss(tf.identity(loss))
         return outputs
 
 

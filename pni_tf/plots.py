@@ -112,7 +112,7 @@ def plot_accuracies(
         axes.bar_label(bars, fmt="%.0f", fontsize=8, padding=2)
     axes.set_xticks(range(len(rows)), rows)
     axes.set(ylabel="accuracy (%)", ylim=(0, 105), title=title)
-    axes.legend(loc="upper right")
+    figure.legend(loc="outside lower center", ncols=min(len(columns), 4))
     return figure
 
 

@@ -313,7 +313,7 @@ def check_logits(model: keras.Model) -> None:
         raise ValueError(
             "The model must return logits, because the gradients of probabilities "
             "vanish and mislead every attack: drop the activation of its last layer "
-            '(`activation=None`, or `classifier_activation=None` in '
+            "(`activation=None`, or `classifier_activation=None` in "
             f"`keras.applications`). Received: last layer {layer.name!r}, "
             f"{type(layer).__name__} with activation "
             f"{getattr(activation, '__name__', 'softmax')!r}"

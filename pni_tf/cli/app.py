@@ -5,6 +5,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from fractions import Fraction
 from pathlib import Path
 
 from absl import flags, logging
@@ -157,6 +158,38 @@ def import_tensorflow() -> None:
         tf.config.list_physical_devices()
         tf.constant(0)  # the devices report themselves when they are first used
         assert keras
+
+
+def integers(name: str, values: list[str]) -> list[int]:
+    """Returns the positive integers of a list flag.
+
+    Raises:
+        ValueError: If a value is something else.
+    """
+    if not values or not all(v.strip().isdigit() and int(v) > 0 for v in values):
+        raise ValueError(
+            f"--{name} must be a list of positive integers, such as 7,40. "
+            f"Received: --{name}={','.join(values)}"
+        )
+    return [int(value) for value in values]
+
+
+def numbers(name: str, values: list[str]) -> list[float]:
+    """Returns the non-negative numbers or fractions of a list flag.
+
+    Raises:
+        ValueError: If a value is something else.
+    """
+    try:
+        found = [float(Fraction(value.strip())) for value in values]
+    except (ValueError, ZeroDivisionError):
+        found = [-1.0]
+    if min(found) < 0:
+        raise ValueError(
+            f"--{name} must be non-negative numbers or fractions, such as 8/255. "
+            f"Received: --{name}={','.join(values)}"
+        )
+    return found
 
 
 def _fail(message):

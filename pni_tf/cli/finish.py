@@ -3,7 +3,6 @@
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
@@ -61,7 +60,7 @@ def evaluate(
             draws=settings.eval_draws,
             seed=settings.seed,
             progress=lambda batches, row, name=name: tqdm(
-                batches, desc=f"{name}: {row}", leave=False
+                batches, desc=f"{name}: {row}", leave=False, disable=None
             ),
         )
     return columns
@@ -83,7 +82,9 @@ def _targets(settings, directory, undefended, target):
 
 
 def _pictures(settings, directory, columns, targets, dataset):
-    title = f"{settings.dataset}, {settings.model}, $\\epsilon$ = {settings.epsilon:.3g}"
+    title = (
+        f"{settings.dataset}, {settings.model}, $\\epsilon$ = {settings.epsilon:.3g}"
+    )
     figure = plots.plot_accuracies(report.accuracies(columns), title=title)
     figures = [_save(figure, directory.path / "accuracies.png")]
     images = dataset.test.images_float()[:8]

@@ -63,15 +63,7 @@ def _undefended(settings: SimpleNamespace) -> SimpleNamespace:
 def _check(settings: SimpleNamespace) -> None:
     """Refuses flags that contradict each other, before anything is written."""
     for name in ("eval_steps", "drop_epochs"):
-        values = []
-        for value in getattr(settings, name):
-            if not value.strip().isdigit() or int(value) < 1:
-                raise ValueError(
-                    f"--{name} must be a list of positive integers, such as 7,40. "
-                    f"Received: --{name}={','.join(getattr(settings, name))}"
-                )
-            values.append(int(value))
-        setattr(settings, name, values)
+        setattr(settings, name, app.integers(name, getattr(settings, name)))
     if settings.width <= 0:
         raise ValueError(f"--width must be positive. Received: {settings.width}")
     if not settings.adversarial and not settings.noise_in_attack:
@@ -89,12 +81,10 @@ def _check(settings: SimpleNamespace) -> None:
         raise ValueError("--clean_weight and --adversarial_weight must not both be 0")
     if settings.strategy == "mirrored" and settings.jit == "on":
         raise ValueError("--jit=on does not work with --strategy=mirrored in Keras 3")
-    if settings.compare_undefended and settings.pni == "none":
-        if not settings.adversarial:
-            raise ValueError("--compare_undefended would train the same network twice")
+    undefended = settings.pni == "none" and not settings.adversarial
+    if settings.compare_undefended and undefended:
+        raise ValueError("--compare_undefended would train the same network twice")
 
 
 def _interrupt(number, frame):
     raise KeyboardInterrupt("SIGTERM")
-
-

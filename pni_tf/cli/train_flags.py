@@ -1,5 +1,8 @@
 """The flags of `bin/train`, grouped as its help shows them."""
 
+import math
+from fractions import Fraction
+from pathlib import Path
 from types import SimpleNamespace
 
 from absl import flags
@@ -14,6 +17,30 @@ GROUPS = (DATA, MODEL, ADVERSARIAL, OPTIMISATION, MACHINE, RUN)
 
 # Where things lie does not change what a run computes.
 _FREE = ("run_dir", "data_dir", "download")
+
+
+class _NumberParser(flags.FloatParser):
+    """Takes fractions such as 8/255 besides numbers, and refuses nan and infinity."""
+
+    def convert(self, argument):
+        try:
+            number = float(Fraction(str(argument)))
+        except (ValueError, ZeroDivisionError):
+            number = math.nan
+        if not math.isfinite(number):
+            raise ValueError("expected a finite number or a fraction such as 8/255")
+        return number
+
+
+def _define_number(name, default, description, *, group, lower=0.0, upper=None):
+    flags.DEFINE(
+        _NumberParser(lower_bound=lower, upper_bound=upper),
+        name,
+        default,
+        description,
+        serializer=flags.ArgumentSerializer(),
+        module_name=group,
+    )
 
 
 def define() -> None:
@@ -54,6 +81,14 @@ def differences(flagfile: str) -> list[str]:
         for name in names
         if earlier.get(name) != current.get(name)
     ]
+
+
+def read(path: Path) -> dict[str, str]:
+    """Returns the values in the `flags.cfg` of a run; nothing if there is none."""
+    if not path.is_file():
+        return {}
+    lines = [line for line in path.read_text().splitlines() if "=" in line]
+    return dict(line.removeprefix("--").split("=", 1) for line in lines)
 
 
 def _name(line):
@@ -103,14 +138,13 @@ def _data():
         lower_bound=1,
         module_name=DATA,
     )
-    flags.DEFINE_float(
+    _define_number(
         "validation_split",
         0.0,
         "Fraction of the training images that is held out; the best epoch is chosen on "
         "it, never on the test images.",
-        lower_bound=0.0,
-        upper_bound=0.99,
-        module_name=DATA,
+        upper=0.99,
+        group=DATA,
     )
 
 
@@ -122,9 +156,7 @@ def _model():
         "mnist_cnn.",
         module_name=MODEL,
     )
-    flags.DEFINE_float(
-        "width", 1.0, "Multiplier of the numbers of channels.", module_name=MODEL
-    )
+    _define_number("width", 1.0, "Multiplier of the numbers of channels.", group=MODEL)
     flags.DEFINE_enum(
         "pni",
         "w",
@@ -140,7 +172,7 @@ def _model():
         "One alpha for each tensor, output channel or element.",
         module_name=MODEL,
     )
-    flags.DEFINE_float("pni_alpha", 0.25, "Initial alpha.", module_name=MODEL)
+    _define_number("pni_alpha", 0.25, "Initial alpha.", group=MODEL)
     flags.DEFINE_enum(
         "pni_sigma",
         "batch",
@@ -158,12 +190,11 @@ def _adversarial():
         "Train on adversarial images too; else plain training.",
         module_name=ADVERSARIAL,
     )
-    flags.DEFINE_float(
+    _define_number(
         "epsilon",
         8 / 255,
-        "Radius of the Linf ball, for pixels in [0, 1].",
-        lower_bound=0.0,
-        module_name=ADVERSARIAL,
+        "Radius of the Linf ball, for pixels in [0, 1]; 8/255 may be written so.",
+        group=ADVERSARIAL,
     )
     flags.DEFINE_integer(
         "attack_steps",
@@ -172,12 +203,11 @@ def _adversarial():
         lower_bound=1,
         module_name=ADVERSARIAL,
     )
-    flags.DEFINE_float(
+    _define_number(
         "attack_step_size",
         2 / 255,
         "PGD step size of the training attack.",
-        lower_bound=0.0,
-        module_name=ADVERSARIAL,
+        group=ADVERSARIAL,
     )
     flags.DEFINE_bool(
         "attack_random_start",
@@ -198,19 +228,17 @@ def _adversarial():
         "Labels that the training attack moves away from.",
         module_name=ADVERSARIAL,
     )
-    flags.DEFINE_float(
+    _define_number(
         "clean_weight",
         0.5,
         "Weight of the clean loss.",
-        lower_bound=0.0,
-        module_name=ADVERSARIAL,
+        group=ADVERSARIAL,
     )
-    flags.DEFINE_float(
+    _define_number(
         "adversarial_weight",
         0.5,
         "Weight of the adversarial loss.",
-        lower_bound=0.0,
-        module_name=ADVERSARIAL,
+        group=ADVERSARIAL,
     )
     flags.DEFINE_integer(
         "epoch_delay",
@@ -242,20 +270,18 @@ def _optimisation():
     flags.DEFINE_enum(
         "optimizer", "sgd", ["sgd", "adam"], "Optimizer.", module_name=OPTIMISATION
     )
-    flags.DEFINE_float(
+    _define_number(
         "learning_rate",
         0.1,
         "Initial learning rate.",
-        lower_bound=0.0,
-        module_name=OPTIMISATION,
+        group=OPTIMISATION,
     )
-    flags.DEFINE_float(
+    _define_number(
         "momentum",
         0.9,
         "Momentum of sgd.",
-        lower_bound=0.0,
-        upper_bound=1.0,
-        module_name=OPTIMISATION,
+        upper=1.0,
+        group=OPTIMISATION,
     )
     flags.DEFINE_bool(
         "nesterov", True, "Nesterov momentum of sgd.", module_name=OPTIMISATION
@@ -273,20 +299,18 @@ def _optimisation():
         "Epochs after which piecewise multiplies the rate by --drop_factor.",
         module_name=OPTIMISATION,
     )
-    flags.DEFINE_float(
+    _define_number(
         "drop_factor",
         0.1,
         "See --drop_epochs.",
-        lower_bound=0.0,
-        module_name=OPTIMISATION,
+        group=OPTIMISATION,
     )
-    flags.DEFINE_float(
+    _define_number(
         "weight_decay",
         2e-4,
         "Coupled L2 decay of every parameter but alpha: adds this times the parameter "
         "to its gradient.",
-        lower_bound=0.0,
-        module_name=OPTIMISATION,
+        group=OPTIMISATION,
     )
 
 

@@ -137,7 +137,9 @@ def compiled_trainer(
         seed=settings.seed,
     )
     trainer.compile(
-        optimizer=_optimizer(settings, steps_per_epoch(dataset.train, settings.batch_size)),
+        optimizer=_optimizer(
+            settings, steps_per_epoch(dataset.train, settings.batch_size)
+        ),
         jit_compile={"auto": "auto", "on": True, "off": False}[settings.jit],
     )
     return trainer

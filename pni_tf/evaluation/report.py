@@ -13,6 +13,16 @@ from pni_tf.evaluation.robustness import Result
 # A table: from the name of a column (a network) to its results, one for each row.
 Columns = dict[str, list[Result]]
 
+_CSV_COLUMNS = (
+    "network",
+    "scenario",
+    "image",
+    "label",
+    "correct_draws",
+    "draws",
+    "predictions",
+)
+
 
 def format_table(columns: Columns) -> str:
     """Returns a Markdown table of accuracies in percent, aligned for the terminal.
@@ -74,9 +84,7 @@ def write_csv(path: str | os.PathLike, columns: Columns) -> None:
     scratch = Path(path).with_suffix(".unfinished")
     with scratch.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(
-            "network scenario image label correct_draws draws predictions".split()
-        )
+        writer.writerow(_CSV_COLUMNS)
         for network, results in columns.items():
             for result in results:
                 writer.writerows(_per_example(network, result))

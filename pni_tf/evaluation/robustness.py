@@ -230,10 +230,10 @@ def evaluate_robustness(
             batch = slice(i, i + batch_size)
             predictions.append(
                 attack_and_score(
-                    images[batch],
-                    labels[batch],
+                    tf.constant(images[batch]),
+                    tf.constant(labels[batch]),
                     tf.constant([seed, number * 2**32 + i], tf.int64),
-                    draws if target.stochastic else 1,
+                    tf.constant(draws if target.stochastic else 1),
                 ).numpy()
             )
         results.append(
@@ -274,4 +274,5 @@ def _compiled(target, scenario):
             parallel_iterations=1,
         )
 
-    return attack_and_score
+    # Traced here, once: calls of a fresh function each time look like retracing.
+    return attack_and_score.get_concrete_function()
