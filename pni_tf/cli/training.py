@@ -8,16 +8,11 @@ import keras
 import tensorflow as tf
 
 from pni_tf.attacks import PGD
+from pni_tf.batches import evaluation_batches, steps_per_epoch, training_batches
 from pni_tf.callbacks import AdversarialImages, AlphaLogger, Checkpoint, HistoryFile
 from pni_tf.cli.run_directory import RunDirectory
 from pni_tf.conversion import inject_pni
-from pni_tf.data import (
-    Dataset,
-    evaluation_batches,
-    load_dataset,
-    steps_per_epoch,
-    training_batches,
-)
+from pni_tf.data import Dataset, load_dataset
 from pni_tf.models import build_model
 from pni_tf.training import PNIAdversarialModel
 
@@ -84,6 +79,7 @@ def train(
                 epochs=settings.epochs,
                 initial_epoch=first_epoch,
                 steps_per_epoch=steps_per_epoch(dataset.train, settings.batch_size),
+                shuffle=False,  # the stream is shuffled already
                 validation_data=validation,
                 callbacks=_callbacks(settings, directory, dataset, checkpoint),
                 verbose=1 if sys.stdout.isatty() else 2,

@@ -8,8 +8,8 @@ import tensorflow as tf
 
 from pni_tf.attacks import FGSM, PGD, Attack, ExpectationOverNoise
 from pni_tf.attacks.base import check_number
-from pni_tf.data import validate_images, validate_labels
 from pni_tf.export import Target
+from pni_tf.validation import validate_images, validate_labels
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -209,12 +209,7 @@ def evaluate_robustness(
     check_number("draws", draws, minimum=1, integer=True)
     check_number("batch_size", batch_size, minimum=1, integer=True)
     images = validate_images(images, image_shape=target.image_shape)
-    labels = validate_labels(labels, target.num_classes)
-    if len(labels) != len(images):
-        raise ValueError(
-            "There must be one label for each image. "
-            f"Received: {len(images)} images and {len(labels)} labels"
-        )
+    labels = validate_labels(labels, target.num_classes, num_examples=len(images))
     if target.reseed is not None:
         target.reseed(seed)
     results = []
