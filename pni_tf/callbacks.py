@@ -12,6 +12,7 @@ import tensorflow as tf
 from absl import logging
 
 from pni_tf.attacks import Attack
+from pni_tf.attacks.base import check_number
 from pni_tf.conversion import alphas
 
 
@@ -46,7 +47,7 @@ class AdversarialImages(keras.callbacks.Callback):
         log_dir: str | os.PathLike,
     ):
         super().__init__()
-        self.images = tf.constant(images)
+        self.images = tf.constant(images, tf.float32)
         self.labels = tf.constant(labels)
         self.attack = attack
         self.log_dir = str(log_dir)
@@ -65,7 +66,8 @@ class AdversarialImages(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         adversarial = self._perturb(tf.constant([0, epoch], tf.int64))
-        magnified = (adversarial - self.images) / (2 * self.attack.epsilon) + 0.5
+        epsilon = max(self.attack.epsilon, 1e-12)
+        magnified = (adversarial - self.images) / (2 * epsilon) + 0.5
         rows = [self.images, adversarial, tf.clip_by_value(magnified, 0.0, 1.0)]
         grid = tf.concat([tf.concat(tf.unstack(row), axis=1) for row in rows], axis=0)
         with self._writer.as_default(step=epoch):
@@ -109,11 +111,15 @@ class HistoryFile(keras.callbacks.Callback):
             "seconds": round(time.monotonic() - self._start, 3),
         }
         rows = [old for old in self.read() if int(old["epoch"]) <= epoch]
+        rows.append(row)
+        # Epochs may differ in their logs, as under `validation_freq=2`.
+        columns = dict.fromkeys(name for row in rows for name in row)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         scratch = self.path.with_suffix(".unfinished")
         with scratch.open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(row))
+            writer = csv.DictWriter(file, list(columns))
             writer.writeheader()
-            writer.writerows([*rows, row])
+            writer.writerows(rows)
         os.replace(scratch, self.path)
 
 
@@ -128,10 +134,14 @@ class Checkpoint(keras.callbacks.Callback):
     Args:
         directory: Folder of the checkpoints, `epoch-<n>.weights.h5` after n epochs.
         keep: Number of newest checkpoints to keep.
+
+    Raises:
+        ValueError: If `keep` is not a positive integer.
     """
 
     def __init__(self, directory: str | os.PathLike, keep: int = 2):
         super().__init__()
+        check_number("keep", keep, minimum=1, integer=True)
         self.directory = Path(directory)
         self.keep = keep
 
@@ -147,9 +157,12 @@ class Checkpoint(keras.callbacks.Callback):
             ValueError: If there are checkpoints, and all are damaged.
         """
         errors = []
-        for epoch, path in reversed(self._existing()):
-            try:
+        existing = self._existing()
+        if existing:
+            with model.distribute_strategy.scope():
                 model.optimizer.build(model.trainable_variables)
+        for epoch, path in reversed(existing):
+            try:
                 model.load_weights(path)
             except Exception as error:  # h5py and Keras raise many kinds
                 reason = str(error).strip().splitlines() or [repr(error)]
@@ -166,7 +179,7 @@ class Checkpoint(keras.callbacks.Callback):
         return 0
 
     def on_epoch_end(self, epoch, logs=None):
-        weights = [variable.numpy() for variable in self.model.trainable_variables]
+        weights = [variable.numpy() for variable in self.model.weights]
         finite = all(np.isfinite(weight).all() for weight in weights)
         if not finite or not math.isfinite((logs or {}).get("loss", 0.0)):
             return

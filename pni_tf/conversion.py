@@ -163,7 +163,9 @@ def freeze_pni(model: keras.Model, seed: int) -> keras.Model:
     copy = keras.models.clone_model(model, recursive=True)
     copy.set_weights(model.get_weights())
     wrappers = noise_wrappers(copy)
-    seeds = dict(zip(map(id, wrappers), _seeds(seed, len(wrappers)), strict=True))
+    # Not the seeds of `inject_pni`, whose first draw this would repeat.
+    fresh = _seeds([seed, 1], len(wrappers))
+    seeds = dict(zip(map(id, wrappers), fresh, strict=True))
     frozen_alphas = []
 
     def freeze(layer):
@@ -217,19 +219,42 @@ def alphas(model: keras.Model) -> dict[str, np.ndarray]:
 
 
 def noise_wrappers(model: keras.Model) -> list[NoiseWrapper]:
-    """Returns the PNI wrappers of a model, in the order of its layers."""
-    return [w for layer in _leaf_layers(model) for w in _wrappers(layer)]
+    """Returns the PNI wrappers of a model, each once, in the order of its layers."""
+    found = [w for layer in _leaf_layers(model) for w in _wrappers(layer)]
+    return list(dict.fromkeys(found))  # nested models may share a layer
 
 
 def _rebuild(model, convert):
     """Rebuilds the graph of a model with each layer replaced by `convert(layer)`."""
+    replaced = {}  # a layer may be shared, also between nested models
 
     def replace(layer):
-        # The graph also holds plain operations, such as `keras.ops.pad`.
-        return convert(layer) if isinstance(layer, keras.Layer) else layer
+        if id(layer) not in replaced:
+            if isinstance(layer, keras.Model):
+                replaced[id(layer)] = rebuild(layer)
+            elif isinstance(layer, keras.Layer):
+                replaced[id(layer)] = convert(layer)
+            else:  # a plain operation, such as `keras.ops.pad`
+                replaced[id(layer)] = layer
+        return replaced[id(layer)]
 
-    # `recursive` goes into nested models and replaces a layer that is shared once only.
-    return keras.models.clone_model(model, clone_function=replace, recursive=True)
+    def call(layer, *args, **kwargs):
+        # Keras records the mask that its input carries as an argument of the layer.
+        # The input still carries it, and the wrappers have no such argument.
+        if isinstance(layer, NoiseWrapper) and "mask" in kwargs:
+            carried = [getattr(tensor, "_keras_mask", None) for tensor in args]
+            if kwargs["mask"] is None or any(mask is not None for mask in carried):
+                del kwargs["mask"]
+        return layer(*args, **kwargs)
+
+    def rebuild(model):
+        if isinstance(model, keras.Sequential):
+            return keras.models.clone_model(model, clone_function=replace)
+        return keras.models.clone_model(
+            model, clone_function=replace, call_function=call
+        )
+
+    return rebuild(model)
 
 
 def _check_convertible(model):

@@ -40,7 +40,8 @@ def export_saved_model(model: keras.Model, directory: str | os.PathLike) -> None
     Example:
 
     >>> export_saved_model(model, "saved_model")
-    >>> logits = tf.saved_model.load("saved_model").serve(images)
+    >>> loaded = tf.saved_model.load("saved_model")  # to be kept: it has the variables
+    >>> logits = loaded.serve(images)
     """
     check_logits(model)
     directory = Path(directory)
@@ -192,8 +193,11 @@ def load_target(
             "`source` must be a Keras model, a path or a callable. "
             f"Received: source={source!r}"
         )
-    if image_shape is None:
-        raise ValueError("A callable has no known input: give `image_shape=(H, W, C)`")
+    if image_shape is None or len(image_shape) != 3:
+        raise ValueError(
+            "A callable has no known input: give `image_shape=(H, W, C)`. "
+            f"Received: image_shape={image_shape}"
+        )
     return _probed(source, image_shape, name=getattr(source, "__name__", repr(source)))
 
 
@@ -222,11 +226,16 @@ def _keras_target(model, name):
     def logits_of(network):
         return lambda images: tf.cast(network(images, training=False), tf.float32)
 
-    shape = model.input_shape
+    shape = getattr(model, "input_shape", None)  # a subclassed model has none
     if not isinstance(shape, tuple) or len(shape) != 4 or None in shape[1:]:
         raise ValueError(
             "A target takes one batch of images [N, H, W, C] of a fixed size. "
             f"Received: a model with input shape {shape}"
+        )
+    if not isinstance(model.output_shape, tuple):
+        raise ValueError(
+            "A target returns one tensor of logits [N, K]. "
+            f"Received: a model with output shapes {model.output_shape}"
         )
     warnings = []
     for layer in model.layers:
@@ -278,15 +287,22 @@ def _saved_model_target(path):
             f"The SavedModel {str(path)!r} has no signature `serving_default`. It has "
             f"{sorted(loaded.signatures)}; wrap one in a callable for `load_target`"
         )
-    (name, spec), *others = signature.structured_input_signature[1].items()
-    if others or len(spec.shape) != 4 or None in spec.shape[1:]:
+    inputs = signature.structured_input_signature[1]
+    outputs = signature.structured_outputs
+    spec = next(iter(inputs.values()), None)
+    if (
+        (len(inputs), len(outputs)) != (1, 1)
+        or (spec.dtype, spec.shape.rank) != (tf.float32, 4)
+        or None in spec.shape[1:]
+    ):
         raise ValueError(
-            "A target takes one batch of images [N, H, W, C] of a fixed size. "
-            f"Received: a SavedModel with inputs {signature.structured_input_signature}"
+            "A target takes one batch of float32 images [N, H, W, C] of a fixed size "
+            "and returns one tensor of logits. Received: a SavedModel with inputs "
+            f"{inputs} and outputs {outputs}"
         )
+    (name,), (output,) = inputs, outputs
     shape = tuple(spec.shape[1:])
     if not hasattr(loaded, "serve_clean"):  # someone else's export
-        (output,) = signature.structured_outputs
 
         def logits(images):
             return signature(**{name: images})[output]
@@ -316,6 +332,11 @@ def _probed(logits, image_shape, *, warnings=(), **fields):
     with tf.GradientTape() as tape:
         tape.watch(images)
         outputs = logits(images)
+        if not tf.is_tensor(outputs):
+            raise ValueError(
+                "A target returns a TensorFlow tensor of logits [N, K]. "
+                f"Received: {type(outputs).__name__}"
+            )
         if outputs.shape.rank != 2 or outputs.shape[0] != len(images):
             raise ValueError(
                 "A target returns logits [N, K] for images [N, H, W, C]. "
@@ -323,8 +344,9 @@ def _probed(logits, image_shape, *, warnings=(), **fields):
             )
         if not np.isfinite(outputs).all():
             raise ValueError(f"The logits of {fields['name']!r} are not finite")
+        # The predicted label: the gradient of any other survives saturated logits.
         losses = tf.nn.sparse_softmax_cross_entropy_with_logits(
-            tf.argmin(outputs, -1), tf.cast(outputs, tf.float32)
+            tf.argmax(outputs, -1), tf.cast(outputs, tf.float32)
         )
     gradient = tape.gradient(losses, images)
     if gradient is None:

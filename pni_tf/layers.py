@@ -209,6 +209,11 @@ class _ActivationNoise(NoiseWrapper):
         self.frozen = frozen
 
     def _build_alpha(self, name, shape):
+        if not all(size is None or isinstance(size, int) for size in shape):
+            raise ValueError(
+                f"`{type(self).__name__}` needs one tensor to add noise to. Received: "
+                f"shapes {shape} at layer {self.layer.name!r}"
+            )
         shape = tuple(shape)[1:]
         sizes = {"layerwise": (), "channelwise": shape[-1:], "elementwise": shape}
         if None in sizes[self.granularity]:

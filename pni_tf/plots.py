@@ -2,6 +2,7 @@
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 
 def plot_alphas(alphas: dict[str, list[float]], *, title: str = "") -> Figure:
@@ -28,7 +29,10 @@ def plot_alphas(alphas: dict[str, list[float]], *, title: str = "") -> Figure:
             linewidth=2 if name in named else 1,
         )
     axes.set(xlabel="epoch", ylabel=r"$|\alpha|$", title=title)
+    axes.update_datalim([(1, 0)])  # the margin at the top is in units of the whole axis
+    axes.autoscale_view()
     axes.set_ylim(bottom=0)
+    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, min_n_ticks=1))
     axes.legend(title="largest at the end")
     axes.grid(alpha=0.3)
     return figure
@@ -62,7 +66,8 @@ def plot_adversarial_examples(
         "adversarial": adversarial,
         f"perturbation\n× {0.5 / max(epsilon, 1e-12):.3g}": magnified,
     }
-    figure = Figure(figsize=(1.4 * count + 0.6, 5), layout="constrained")
+    width = max(1.4 * count + 0.6, 4)  # room for the title above one image
+    figure = Figure(figsize=(width, 5), layout="constrained")
     grid = figure.subplots(len(rows), count, squeeze=False)
     for axes_of_row, (name, row) in zip(grid, rows.items(), strict=True):
         axes_of_row[0].set_ylabel(name)
@@ -111,7 +116,9 @@ def plot_accuracies(
         )
         axes.bar_label(bars, fmt="%.0f", fontsize=8, padding=2)
     axes.set_xticks(range(len(rows)), rows)
-    axes.set(ylabel="accuracy (%)", ylim=(0, 105), title=title)
+    axes.set_yticks(range(0, 101, 20))
+    # Room for the label and the error bar above 100 %.
+    axes.set(ylabel="accuracy (%)", ylim=(0, 114), title=title)
     figure.legend(loc="outside lower center", ncols=min(len(columns), 4))
     return figure
 

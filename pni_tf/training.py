@@ -8,9 +8,9 @@ import tensorflow as tf
 from pni_tf.attacks import Attack, ExpectationOverNoise
 from pni_tf.attacks.base import check_number
 from pni_tf.conversion import strip_pni
-from pni_tf.layers import NoiseWrapper
 
 ATTACK_LABELS = ("predicted", "true")
+_PROBABILITIES = ("softmax", "softmax_v2", "sigmoid")  # the second is TensorFlow's
 
 
 class PNIAdversarialModel(keras.Model):
@@ -74,7 +74,10 @@ class PNIAdversarialModel(keras.Model):
         seed: int | None = None,
         **kwargs,
     ):
-        super().__init__(**kwargs)
+        if not isinstance(model, keras.Model):
+            raise ValueError(f"`model` must be a Keras model. Received: model={model}")
+        # In the model's dtype policy, or Keras would not scale the loss for float16.
+        super().__init__(**{"dtype": model.dtype_policy, **kwargs})
         check_logits(model)
         check_number("clean_weight", clean_weight, minimum=0)
         check_number("adversarial_weight", adversarial_weight, minimum=0)
@@ -304,20 +307,39 @@ class _EpochDelay(keras.callbacks.Callback):
 
 def check_logits(model: keras.Model) -> None:
     """Raises a ValueError if the last layer of a model returns probabilities."""
-    layer = model.layers[-1]
-    while isinstance(layer, NoiseWrapper):
-        layer = layer.layer
-    activation = getattr(layer, "activation", None)
-    probabilities = (keras.activations.softmax, keras.activations.sigmoid)
-    if isinstance(layer, keras.layers.Softmax) or activation in probabilities:
+    operation = _last_operation(model)
+    activation = getattr(operation, "activation", None)
+    # `keras.ops.softmax` in the graph is an operation of the same name as the layer.
+    kind = getattr(activation, "__name__", type(operation).__name__)
+    if kind.lower() in _PROBABILITIES:
         raise ValueError(
             "The model must return logits, because the gradients of probabilities "
             "vanish and mislead every attack: drop the activation of its last layer "
             "(`activation=None`, or `classifier_activation=None` in "
-            f"`keras.applications`). Received: last layer {layer.name!r}, "
-            f"{type(layer).__name__} with activation "
-            f"{getattr(activation, '__name__', 'softmax')!r}"
+            f"`keras.applications`). Received: last layer {operation.name!r}, "
+            f"{type(operation).__name__} with activation {kind.lower()!r}"
         )
+
+
+def _last_operation(model):
+    """Returns what computes the outputs, inside nested models and wrappers."""
+    operation = model
+    while isinstance(operation, (keras.Model, keras.layers.Wrapper)):
+        if isinstance(operation, keras.layers.Wrapper):
+            operation = operation.layer
+            continue
+        operations = getattr(operation, "operations", operation.layers)
+        values = (op for op in reversed(operations) if not _is_cast(op))
+        operation = next(values, None)
+    return operation
+
+
+def _is_cast(operation):
+    # The idiom for float32 outputs under mixed precision.
+    return (
+        isinstance(operation, keras.layers.Activation)
+        and operation.activation is keras.activations.linear
+    )
 
 
 def _class_indices(labels):

@@ -334,6 +334,10 @@ def test_xla_draws_fresh_noise(wrapper):
         (lambda: PNIInput(kl.Dense(2), frozen=True), "needs an integer `seed`"),
         (lambda: PNIWeight(kl.ReLU(name="act")).build((1, 2)), "layer='act' .ReLU."),
         (
+            lambda: PNIWeight(kl.GRU(2, stateful=True, name="s")).build((1, 2, 3)),
+            "stateful recurrent layer.*layer='s'",
+        ),
+        (
             lambda: PNIOutput(kl.Conv2D(2, 3, name="c"), "elementwise").build(
                 (None, None, None, 3)
             ),

@@ -33,7 +33,7 @@ def test_contract_of_a_keras_layer(wrapper, dtype):
     images = values_of((2, 5, 5, 3))
 
     config = layer.get_config()
-    assert json.loads(json.dumps(config)) == config
+    json.dumps(config)  # plain enough for a `.keras` file
     assert wrapper.from_config(layer.get_config()).get_config() == config
     revived = keras.saving.deserialize_keras_object(
         keras.saving.serialize_keras_object(layer)
@@ -86,7 +86,7 @@ def test_saved_model_goes_on_with_the_next_draw(tmp_path, file):
         model.save_weights(path)
         loaded = build(seed=4)
         loaded.load_weights(path)
-    assert len(loaded.weights) == len(model.weights) == 13
+    assert len(loaded.weights) == len(model.weights) == 12
     for ours, theirs in zip(model.weights, loaded.weights, strict=True):
         np.testing.assert_array_equal(ours, theirs)
     following = loaded(images).numpy()
@@ -135,10 +135,9 @@ def test_activity_regularizer_counts_once(wrapper):
     "make",
     [
         lambda: kl.LSTM(3, dropout=0.5, recurrent_dropout=0.5, seed=1),
-        lambda: kl.GRU(3, stateful=True),
         lambda: keras.Sequential([kl.Dense(3), kl.BatchNormalization()]),
     ],
-    ids=["dropout seeds", "recurrent state", "batch statistics"],
+    ids=["dropout seeds", "batch statistics"],
 )
 @pytest.mark.parametrize("mode", ["eager", "graph"])
 def test_state_that_the_layer_updates_is_written_back(make, mode):
@@ -163,14 +162,15 @@ def test_state_that_the_layer_updates_is_written_back(make, mode):
 
 
 def test_stateless_call_uses_the_values_it_is_given():
-    layer = PNIOutput(PNIWeight(kl.Dense(3), seed=1), seed=1)
+    dense = kl.Dense(3, bias_initializer="ones")
+    layer = PNIOutput(PNIWeight(dense, seed=1), seed=1)
     images = values_of((2, 4))
     layer(images)
     stored = [v.numpy() for v in layer.variables]
     values = {v.path: 2 * v.numpy() for v in layer.trainable_variables}
     for alpha in layer.alphas + layer.layer.alphas:
         values[alpha.path] = np.float32(0.0)
-    kernel, bias = layer.layer.layer.kernel, layer.layer.layer.bias
+    kernel, bias = dense.kernel, dense.bias
     outputs, state = layer.stateless_call(
         [values[v.path] for v in layer.trainable_variables],
         layer.non_trainable_variables,
@@ -182,7 +182,7 @@ def test_stateless_call_uses_the_values_it_is_given():
     for variable, before in zip(layer.variables, stored, strict=True):
         np.testing.assert_array_equal(variable, before)
     for new, old in zip(state, layer.non_trainable_variables, strict=True):
-        np.testing.assert_array_equal(new, old.numpy() + [0, 1])
+        np.testing.assert_array_equal(new, np.add(old, [0, 1]))
     # The generator's state is one of those values too.
     noisy = [
         layer.stateless_call(layer.trainable_variables, seeds, images)[0]
@@ -211,64 +211,63 @@ def test_masks_pass_through(wrapper, call):
         tokens = keras.Input((None,), dtype="int32")
         run = keras.Model(tokens, run(tokens))
     words = np.array([[3, 1, 4], [1, 5, 8]])
-    padded = np.pad(words, ((0, 0), (0, 4)))
-    np.testing.assert_allclose(run(padded), run(words), rtol=1e-5)
-    assert not np.allclose(run(padded), run(np.pad(words, ((0, 0), (0, 4)), "edge")))
+    around = ((0, 0), (2, 4))
+    np.testing.assert_allclose(run(np.pad(words, around)), run(words), rtol=1e-5)
+    assert not np.allclose(run(np.pad(words, around, "edge")), run(words))
 
 
-# Where the float16 policy comes from.
-POLICIES = ["layer", "global", "model"]
+@pytest.fixture(params=["layer", "global", "model"])
+def call_mixed(request):
+    """Calls a layer whose float16 policy is its own, the global one or a model's.
 
+    The generator starts anew for the call, because building a model draws as well.
+    """
+    policy = "float32" if request.param == "layer" else "mixed_float16"
+    keras.mixed_precision.set_dtype_policy(policy)
 
-@pytest.fixture
-def mixed(request):
-    keras.mixed_precision.set_dtype_policy(
-        "float32" if request.param == "layer" else "mixed_float16"
-    )
-    yield request.param
+    def call(make, images):
+        layer = make()
+        function = layer
+        if request.param == "model":
+            inputs = keras.Input(images.shape[1:])
+            function = keras.Model(inputs, layer(inputs))
+        layer.seed_generator.state.assign([1, 0])
+        outputs = function(images)
+        assert outputs.dtype == tf.float16
+        return np.float32(outputs)
+
+    yield call
     keras.mixed_precision.set_dtype_policy("float32")
 
 
-def call_mixed(layer, images, where):
-    if where != "model":
-        return layer(images)
-    inputs = keras.Input(images.shape[1:])
-    return keras.Model(inputs, layer(inputs))(images)
+def draw(shape):
+    return tf.random.stateless_normal(shape, tf.constant([1, 0], "int64")).numpy()
 
 
-@pytest.mark.parametrize("mixed", POLICIES, indirect=True)
-def test_sigma_of_a_kernel_is_float32_under_mixed_precision(mixed):
-    dense = kl.Dense(64, dtype="mixed_float16")
-    layer = PNIWeight(dense, initial_alpha=1.0, seed=1)
-    layer.build((None, 64))
+def test_sigma_of_a_kernel_is_float32_under_mixed_precision(call_mixed):
     # In float16 the squares of this kernel underflow, and sigma would be 0.
     kernel = values_of((64, 64), scale=1e-5)
-    dense.kernel.assign(kernel)
-    images = 1000 * np.eye(64, dtype="float32")
-    call_mixed(layer, images, mixed)  # may build a graph, which draws
-    layer.seed_generator.state.assign([1, 0])
-    outputs = call_mixed(layer, images, "layer")
-    assert outputs.dtype == tf.float16
-    z = tf.random.stateless_normal((64, 64), tf.constant([1, 0], "int64"))
-    expected = kernel + kernel.std(ddof=1) * z
-    # Float16 holds values of 1e-5 to within 3e-8, its least step being 6e-8.
-    np.testing.assert_allclose(outputs / 1000, expected, atol=1e-6)
+
+    def make():
+        dense = kl.Dense(64, dtype="mixed_float16", use_bias=False)
+        dense.build((None, 64))
+        dense.kernel.assign(kernel)
+        return PNIWeight(dense, initial_alpha=1.0, seed=1)
+
+    outputs = call_mixed(make, 1000 * np.eye(64, dtype="float32"))
+    expected = kernel + kernel.std(ddof=1) * draw((64, 64))
+    # The least step of a float16 kernel is 6e-8: the noise is 200 times as large.
+    np.testing.assert_allclose(outputs / 1000, expected, atol=1e-7)
 
 
-@pytest.mark.parametrize("mixed", POLICIES, indirect=True)
 @pytest.mark.parametrize("wrapper", [PNIOutput, PNIInput])
-def test_sigma_of_activations_is_float32_under_mixed_precision(wrapper, mixed):
-    layer = wrapper(kl.Activation("linear", dtype="mixed_float16"), seed=1)
+def test_sigma_of_activations_is_float32_under_mixed_precision(wrapper, call_mixed):
     # In float16 the squares of these activations overflow.
     images = values_of((32, 8), scale=1000.0)
-    outputs = np.float32(call_mixed(layer, images, mixed))
-    assert np.isfinite(outputs).all()
-    layer.seed_generator.state.assign([1, 0])
-    outputs = layer(images)
-    assert outputs.dtype == tf.float16
-    z = tf.random.stateless_normal(images.shape, tf.constant([1, 0], "int64"))
-    expected = images + 0.25 * images.std(ddof=1) * z
-    np.testing.assert_allclose(np.float32(outputs), expected, rtol=4e-3, atol=4)
+    identity = kl.Activation("linear", dtype="mixed_float16")
+    outputs = call_mixed(lambda: wrapper(identity, seed=1), images)
+    expected = images + 0.25 * images.std(ddof=1) * draw(images.shape)
+    np.testing.assert_allclose(outputs, expected, rtol=1e-3, atol=2)
 
 
 def test_replicas_share_weight_noise_and_not_activation_noise(mirrored_strategy):
@@ -297,7 +296,7 @@ def test_replicas_share_weight_noise_and_not_activation_noise(mirrored_strategy)
         assert np.array_equal(first, second) == shared
         assert shared or not np.any(first == second)
         assert not any(np.any(first == other) for other in following)
-        np.testing.assert_array_equal(layer.seed_generator.state, state + [0, 2])
+        np.testing.assert_array_equal(layer.seed_generator.state, np.add(state, [0, 2]))
         if shared:  # and it is the noise of one device
             layer.seed_generator.state.assign(state)
             np.testing.assert_allclose(layer(images), first, rtol=1e-5)

@@ -126,7 +126,7 @@ def test_gradient_of_alpha_is_eta_summed_over_what_alpha_covers(granularity):
 
 
 def test_noise_has_mean_zero_and_standard_deviation_alpha_sigma():
-    """Both estimates within 5 standard errors: wrong by chance once in 900,000 runs.
+    """Both estimates within 5 standard errors: wrong by chance once in 870,000 seeds.
 
     With n normal samples the standard error of the mean is s / sqrt(n) and that of
     the standard deviation s / sqrt(2 n).

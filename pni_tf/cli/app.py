@@ -166,7 +166,7 @@ def integers(name: str, values: list[str]) -> list[int]:
     Raises:
         ValueError: If a value is something else.
     """
-    if not values or not all(v.strip().isdigit() and int(v) > 0 for v in values):
+    if not values or not all(v.strip().isdecimal() and int(v) > 0 for v in values):
         raise ValueError(
             f"--{name} must be a list of positive integers, such as 7,40. "
             f"Received: --{name}={','.join(values)}"
@@ -182,7 +182,7 @@ def numbers(name: str, values: list[str]) -> list[float]:
     """
     try:
         found = [float(Fraction(value.strip())) for value in values]
-    except (ValueError, ZeroDivisionError):
+    except (ValueError, ArithmeticError):  # 1/0, 1e999
         found = [-1.0]
     if min(found) < 0:
         raise ValueError(

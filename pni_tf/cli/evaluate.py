@@ -134,7 +134,6 @@ def main() -> None:
         (step_size,) = app.numbers("step_size", [settings.step_size])
     suffix = path / "evaluation" if earlier else Path(f"{model.rstrip('/')}_evaluation")
     output = Path(settings.output_dir or suffix)
-    output.mkdir(parents=True, exist_ok=True)
 
     app.import_tensorflow()
     from tqdm import tqdm
@@ -182,6 +181,7 @@ def main() -> None:
         )
     for warning in warnings:
         print(f"warning: {warning}")
+    output.mkdir(parents=True, exist_ok=True)
     columns = {
         name: evaluate_robustness(
             each,

@@ -39,7 +39,8 @@ class RunDirectory:
             raise ValueError(f"--run_dir={self.path} is a file, not a folder")
         if self.flags.exists():
             different = train_flags.differences(self.flags.read_text())
-            if different:
+            # A start that failed, say for an unknown dataset, leaves nothing to lose.
+            if different and (self.checkpoints.exists() or self.model.exists()):
                 raise ValueError(
                     f"--run_dir={self.path} belongs to a run with other settings. Use "
                     "another --run_dir, or the same settings:\n  "
@@ -50,11 +51,13 @@ class RunDirectory:
                 f"--run_dir={self.path} is not empty and holds no run of this program "
                 "(no flags.cfg). Use another folder"
             )
+        if self.finished.exists():
+            return  # and leave everything as it is
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            probe = self.path / "unfinished"
-            probe.touch()
-            probe.unlink()
+            # Written aside and moved, so that an interruption leaves no half of it.
+            scratch = self.path / "flags.unfinished"
+            scratch.write_text(train_flags.serialized())
+            os.replace(scratch, self.flags)
         except OSError as error:
             raise OSError(f"cannot write to --run_dir={self.path}: {error}") from error
-        self.flags.write_text(train_flags.serialized())

@@ -64,6 +64,11 @@ def _check(settings: SimpleNamespace) -> None:
     """Refuses flags that contradict each other, before anything is written."""
     for name in ("eval_steps", "drop_epochs"):
         setattr(settings, name, app.integers(name, getattr(settings, name)))
+    if settings.drop_epochs != sorted(set(settings.drop_epochs)):
+        raise ValueError(
+            "--drop_epochs must be in increasing order. "
+            f"Received: {settings.drop_epochs}"
+        )
     if settings.width <= 0:
         raise ValueError(f"--width must be positive. Received: {settings.width}")
     if not settings.adversarial and not settings.noise_in_attack:

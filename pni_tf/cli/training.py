@@ -87,10 +87,9 @@ def train(
         except RuntimeError as error:
             if "NaN or Inf loss" not in str(error):
                 raise
-            raise RuntimeError(
-                f"{error} The last good checkpoint is in {directory.checkpoints}. Try "
-                "a smaller --learning_rate, in a new --run_dir"
-            ) from error
+            raise _diverged(str(error), directory) from error
+        if checkpoint.epochs() < settings.epochs:  # which saves finite weights only
+            raise _diverged("NaN or Inf weights after the last step.", directory)
     scratch = directory.path / "unfinished.keras"
     trainer.save(scratch)
     scratch.replace(directory.model)
@@ -111,6 +110,8 @@ def compiled_trainer(
         mean=info.mean,
         std=info.std,
         weight_decay=settings.weight_decay,
+        # Else each replica would normalise by its own share of the batch.
+        synchronized=settings.strategy != "none",
         seed=settings.seed,
     )
     network = inject_pni(
@@ -148,6 +149,15 @@ def training_attack(settings: SimpleNamespace) -> PGD:
         step_size=settings.attack_step_size,
         steps=settings.attack_steps,
         random_start=settings.attack_random_start,
+    )
+
+
+def _diverged(reason, directory):
+    kept = "No epoch was finished."
+    if directory.checkpoints.exists():
+        kept = f"The last good checkpoint is in {directory.checkpoints}."
+    return RuntimeError(
+        f"{reason} {kept} Try a smaller --learning_rate, in a new --run_dir"
     )
 
 

@@ -1,0 +1,494 @@
+"""The commands as a user runs them, in processes of their own."""
+
+import concurrent.futures
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from pni_tf.conversion import alphas, strip_pni
+from pni_tf.data import load_dataset
+from pni_tf.export import load_model
+
+BIN = Path(__file__).parents[1] / "bin"
+EPOCHS = 5
+# Small, but with every kind of state: momentum, alphas, generators, a schedule.
+SETTINGS = (
+    "--dataset=digits",
+    "--model=mnist_cnn",
+    "--width=0.1",
+    "--pni=w+a-a",
+    "--train_examples=200",
+    "--test_examples=40",
+    "--validation_split=0.2",
+    "--validation_draws=2",
+    "--batch_size=20",
+    "--attack_steps=2",
+    "--epsilon=0.1",
+    "--learning_rate=0.02",
+    "--drop_epochs=3",
+    "--deterministic",
+)
+WHOLE = (*SETTINGS, f"--epochs={EPOCHS}", "--compare_undefended")
+TABLE = ("--eval_steps=2", "--eval_expectation=2", "--eval_draws=3")
+ROWS = ("clean", "FGSM", "PGD-2", "PGD-2 EOT-2")
+COLUMNS = ("with PNI", "without PNI", "with PNI, best epoch", "no defence")
+
+
+def start(name, *argv, folder, **options):
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1"}
+    environment.pop("PYTHONPATH", None)  # the scripts find the package themselves
+    environment.pop("TF_CPP_MIN_LOG_LEVEL", None)
+    return subprocess.Popen(
+        [sys.executable, BIN / name, *map(str, argv)],
+        cwd=folder,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        **options,
+    )
+
+
+def run(name, *argv, folder):
+    """Runs a command to its end; returns status, standard output and error."""
+    process = start(name, *argv, folder=folder, stderr=subprocess.PIPE)
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
+
+
+def interrupt(number, *argv, folder, after):
+    """Sends a signal when a line of the output has matched; returns as `run` does."""
+    with (folder / f"{number}.txt").open("w+") as err:
+        process = start("train", *argv, folder=folder, stderr=err)
+        lines = []
+        for line in process.stdout:
+            lines.append(line)
+            if re.match(after, line):
+                process.send_signal(number)
+                break
+        lines.append(process.stdout.read())
+        process.wait(timeout=300)
+        err.seek(0)
+        return process.returncode, "".join(lines), err.read()
+
+
+def times(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+def full(folder):
+    """An uninterrupted run, and the same command once more."""
+    argv = (*WHOLE, *TABLE, "--run_dir=full")
+    found = {"first": run("train", *argv, folder=folder)}
+    before = times(folder / "full")
+    found["again"] = run("train", *argv, folder=folder)
+    found["unchanged"] = times(folder / "full") == before
+    return found
+
+
+def interrupted(folder):
+    """The same run, interrupted in every way and at every stage."""
+    argv = (*WHOLE, "--noevaluate", "--noexport", "--notensorboard", "--run_dir=broken")
+    second = rf"Epoch [2-{EPOCHS}]"
+    found = {"kill": interrupt(signal.SIGKILL, *argv, folder=folder, after=second)}
+    # In the second epoch of this process: the first that it prints is its first.
+    after = rf"Epoch [3-{EPOCHS}]"
+    found["terminate"] = interrupt(signal.SIGTERM, *argv, folder=folder, after=after)
+    newest = max((folder / "broken" / "checkpoints").iterdir())
+    os.truncate(newest, newest.stat().st_size // 2)
+    found["truncated"] = newest.name
+    after = r"broken/undefended: plain training"
+    found["ctrl-c"] = interrupt(signal.SIGINT, *argv, folder=folder, after=after)
+    found["last"] = run("train", *argv, folder=folder)
+    return found
+
+
+def diverging(folder):
+    """The first epoch is harmless, the second is not."""
+    argv = ("--epochs=3", "--drop_epochs=1", "--drop_factor=1e30", "--run_dir=diverged")
+    return run("train", *SETTINGS[:-2], *argv, folder=folder)
+
+
+def mirrored(folder):
+    argv = ("--strategy=mirrored", "--epochs=1", "--noevaluate", "--noexport")
+    return run("train", *SETTINGS, *argv, "--run_dir=mirrored", folder=folder)
+
+
+def after_full(name, *argv):
+    return lambda folder, first: (first.result(), run(name, *argv, folder=folder))[1]
+
+
+EVALUATION = (
+    "--examples=30",
+    "--attack=clean",
+    "--attack=pgd",
+    "--steps=2",
+    "--expectation=1",
+    "--draws=2",
+    "--batch_size=16",
+)
+GIVEN = ("--dataset=digits", "--epsilons=1/10")
+EVALUATED = {
+    "full": ((), "full/evaluation"),
+    "full/model.keras": (GIVEN, "full/model.keras_evaluation"),
+    "full/saved_model": ((*GIVEN, "--output_dir=elsewhere/deep"), "elsewhere/deep"),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("end to end")
+
+
+@pytest.fixture(scope="module")
+def jobs(folder):
+    """All processes, two at a time, in the order in which the tests ask for them."""
+    # What a parent process ignores its children ignore too.
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        found = {"full": pool.submit(full, folder)}
+        for job in (interrupted, diverging, mirrored):
+            found[job.__name__] = pool.submit(job, folder)
+        for model, (argv, _) in EVALUATED.items():
+            job = after_full("evaluate", model, *EVALUATION, *argv)
+            found[model + " evaluated"] = pool.submit(job, folder, found["full"])
+        job = after_full("export", "full", "exported")
+        found["exported"] = pool.submit(job, folder, found["full"])
+        yield found
+        for job in found.values():
+            job.cancel()
+    signal.signal(signal.SIGINT, handler)
+
+
+def read_csv(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def read_table(text):
+    """Returns the Markdown table in a text: from column and row to the cell."""
+    lines = [line for line in text.splitlines() if line.startswith("| ")]
+    table = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    header, rule, *rows = table
+    assert set("".join(rule)) == {"-"}
+    assert header[0] == "accuracy (%)"
+    return {
+        (column, row[0]): cell
+        for row in rows
+        for column, cell in zip(header[1:], row[1:], strict=True)
+    }
+
+
+class TestTraining:
+    def test_output(self, jobs):
+        status, out, err = jobs["full"].result()["first"]
+        assert (status, err) == (0, "")
+        # What is printed is ours and Keras', line by line.
+        expected = (
+            r"",
+            r"full(/undefended)?: (adversarial|plain) training of mnist_cnn \(.+\) on "
+            rf"160 images of digits, {EPOCHS} epochs, from the start",
+            rf"Epoch \d/{EPOCHS}",
+            r"8/8 - \d+s - .*clean_accuracy: .*val_clean_accuracy: .*",
+            r"\| .* \|",
+            r"40 images, seed 0\. .*",
+            r"full/\w+(\.\w+)? +\w.*",
+        )
+        for line in out.splitlines():
+            assert any(re.fullmatch(each, line) for each in expected), line
+        assert len(re.findall("^Epoch", out, re.M)) == 2 * EPOCHS
+
+    def test_files(self, jobs, folder):
+        _, out, _ = jobs["full"].result()["first"]
+        for name in (
+            "flags.cfg",
+            "history.csv",
+            "model.keras",
+            "best.keras",
+            "evaluation.json",
+            "per_example.csv",
+            "report.md",
+            "accuracies.png",
+            "adversarial_examples.png",
+            "alphas.png",
+            "saved_model/saved_model.pb",
+            f"checkpoints/epoch-{EPOCHS:05d}.weights.h5",
+        ):
+            assert (folder / "full" / name).stat().st_size > 100, name
+        assert list((folder / "full" / "tensorboard").rglob("events.out.*"))
+        assert not list((folder / "full").rglob("*unfinished*"))
+        # The inventory at the end names nothing that is not there.
+        named = re.findall(r"^(full/\S+)  ", out, re.M)
+        assert len(named) > 8
+        assert all((folder / name).exists() for name in named)
+
+    def test_table_is_that_of_the_files(self, jobs, folder):
+        _, out, _ = jobs["full"].result()["first"]
+        content = json.loads((folder / "full" / "evaluation.json").read_text())
+        table = read_table(out)
+        assert read_table((folder / "full" / "report.md").read_text()) == table
+        assert set(table) == {(c, r) for c in COLUMNS for r in ROWS}
+        per_example = read_csv(folder / "full" / "per_example.csv")
+        for (column, row), cell in table.items():
+            (found,) = (r for r in content["columns"][column] if r["scenario"] == row)
+            numbers = [float(number) for number in cell.split("±")]
+            expected = [100 * found["accuracy_mean"], 100 * found["accuracy_std"]]
+            assert numbers == pytest.approx(expected[: len(numbers)], abs=0.005)
+            random = column in ("with PNI", "with PNI, best epoch")
+            assert (len(numbers), found["draws"]) == ((2, 3) if random else (1, 1))
+            images = [
+                image
+                for image in per_example
+                if (image["network"], image["scenario"]) == (column, row)
+            ]
+            correct = [int(r["correct_draws"]) / int(r["draws"]) for r in images]
+            assert len(images) == found["images"] == 40
+            assert np.mean(correct) == pytest.approx(found["accuracy_mean"])
+
+    def test_report_shows_its_figures(self, jobs, folder):
+        jobs["full"].result()
+        text = (folder / "full" / "report.md").read_text()
+        linked = re.findall(r"\]\((.+?)\)", text)
+        assert {"alphas.png", "accuracies.png", "adversarial_examples.png"} < set(
+            linked
+        )
+        assert all((folder / "full" / name).exists() for name in linked)
+
+    def test_history(self, jobs, folder):
+        jobs["full"].result()
+        rows = read_csv(folder / "full" / "history.csv")
+        assert [int(row["epoch"]) for row in rows] == list(range(1, EPOCHS + 1))
+        rates = [float(row["learning_rate"]) for row in rows]
+        assert (rates[0], rates[-1]) == pytest.approx((0.02, 0.002))
+        network = load_model(folder / "full" / "model.keras")
+        for name, alpha in alphas(network).items():
+            found = float(rows[-1][f"alpha/{name}"])
+            assert found == pytest.approx(abs(float(alpha)))
+            assert found != 0.25  # it was trained
+        for name in ("clean", "adversarial"):
+            for kind in ("loss", "accuracy"):
+                values = [float(row[f"val_{name}_{kind}"]) for row in rows]
+                assert np.isfinite(values).all()
+
+    def test_trained_network_is_that_of_the_table(self, jobs, folder):
+        jobs["full"].result()
+        test = load_dataset("digits", test_examples=40).test
+        content = json.loads((folder / "full" / "evaluation.json").read_text())
+        for column, name in (
+            ("without PNI", "full/model.keras"),
+            ("no defence", "full/undefended/model.keras"),
+        ):
+            network = strip_pni(load_model(folder / name))
+            predictions = network(test.images_float()).numpy().argmax(-1)
+            accuracy = content["columns"][column][0]["accuracy_mean"]
+            assert accuracy == np.mean(predictions == test.labels)
+
+    def test_the_same_command_again_does_nothing(self, jobs):
+        found = jobs["full"].result()
+        status, out, err = found["again"]
+        assert (status, err) == (0, "")
+        assert out == "full is finished: see full/report.md\n"
+        assert found["unchanged"]
+
+
+def variables(path):
+    return {v.path: v.numpy() for v in load_model(path).variables}
+
+
+def arrays(path):
+    found = {}
+    with h5py.File(path) as file:
+        file.visititems(
+            lambda name, item: (
+                found.update({name: item[()]})
+                if isinstance(item, h5py.Dataset)
+                else None
+            )
+        )
+    return found
+
+
+class TestResuming:
+    def test_signals(self, jobs):
+        found = jobs["interrupted"].result()
+        for name, status in (("kill", -9), ("terminate", 143), ("ctrl-c", 130)):
+            code, _, err = found[name]
+            assert code == status, err
+            assert "Traceback" not in err
+            said = "Interrupted. The same command goes on." in err
+            assert said is (name != "kill")
+
+    def test_goes_on_where_it_stopped(self, jobs):
+        found = jobs["interrupted"].result()
+        starts = [
+            re.findall(r"from (the start|epoch \d)", found[name][1])
+            for name in ("kill", "terminate", "ctrl-c", "last")
+        ]
+        assert starts[0] == ["the start"]
+        (first,) = starts[1]
+        assert first > "epoch 1"
+        # The newest checkpoint was damaged, and the one before it was taken.
+        epoch = int(re.search(r"\d+", found["truncated"]).group())
+        assert epoch >= 2
+        assert starts[2] == [f"epoch {epoch}", "the start"]
+        assert starts[3] == ["the start"]  # of the undefended network
+
+    def test_a_damaged_checkpoint_is_reported(self, jobs):
+        found = jobs["interrupted"].result()
+        _, _, err = found["ctrl-c"]
+        assert f"damaged checkpoint: broken/checkpoints/{found['truncated']}" in err
+
+    @pytest.mark.parametrize("network", ["", "undefended"])
+    def test_ends_in_the_same_weights(self, network, jobs, folder):
+        jobs["full"].result()
+        status, _, err = jobs["interrupted"].result()["last"]
+        assert (status, err) == (0, "")
+        whole, broken = folder / "full" / network, folder / "broken" / network
+        expected = variables(whole / "model.keras")
+        found = variables(broken / "model.keras")
+        assert list(found) == list(expected)
+        noise = [n for n in expected if "alpha" in n or "seed_generator_state" in n]
+        assert len(noise) == (0 if network else 2 * 2 * 4)
+        for name, value in expected.items():
+            np.testing.assert_array_equal(found[name], value, err_msg=name)
+        # The optimizer and the generator of the attack too.
+        checkpoint = f"checkpoints/epoch-{EPOCHS:05d}.weights.h5"
+        expected, found = arrays(whole / checkpoint), arrays(broken / checkpoint)
+        assert list(found) == list(expected)
+        assert any("optimizer" in name for name in expected)
+        for name, value in expected.items():
+            np.testing.assert_array_equal(found[name], value, err_msg=name)
+
+    @pytest.mark.parametrize("network", ["", "undefended"])
+    def test_ends_in_the_same_history(self, network, jobs, folder):
+        jobs["full"].result()
+        jobs["interrupted"].result()
+        expected, found = (
+            read_csv(folder / run_dir / network / "history.csv")
+            for run_dir in ("full", "broken")
+        )
+        for rows in (expected, found):
+            assert len(rows) == EPOCHS
+            for row in rows:
+                del row["seconds"]
+        assert found == expected
+
+    def test_ends_in_the_same_best_epoch(self, jobs, folder):
+        jobs["full"].result()
+        jobs["interrupted"].result()
+        expected, found = (
+            variables(folder / run_dir / "best.keras") for run_dir in ("full", "broken")
+        )
+        for name, value in expected.items():
+            np.testing.assert_array_equal(found[name], value, err_msg=name)
+
+
+class TestTrouble:
+    def test_a_loss_that_is_not_finite_stops_the_run(self, jobs, folder):
+        status, out, err = jobs["diverging"].result()
+        assert status == 2
+        assert re.fullmatch(
+            r"error: NaN or Inf loss .* The last good checkpoint is in "
+            r"diverged/checkpoints\. .*--learning_rate.*\n",
+            err,
+        )
+        assert "Epoch 2/3" in out
+        run_dir = folder / "diverged"
+        assert os.listdir(run_dir / "checkpoints") == ["epoch-00001.weights.h5"]
+        for name, value in arrays(
+            run_dir / "checkpoints" / "epoch-00001.weights.h5"
+        ).items():
+            assert np.isfinite(value).all(), name
+        assert not (run_dir / "model.keras").exists()
+
+    def test_mirrored_on_one_device_is_the_plain_run(self, jobs, folder):
+        jobs["full"].result()
+        status, _, err = jobs["mirrored"].result()
+        assert status == 0, err
+        (found,) = read_csv(folder / "mirrored" / "history.csv")
+        expected = read_csv(folder / "full" / "history.csv")[0]
+        for name in set(expected) - {"seconds"}:
+            assert float(found[name]) == pytest.approx(float(expected[name]), rel=1e-4)
+
+
+class TestEvaluate:
+    @pytest.mark.parametrize("model", EVALUATED)
+    def test_files_and_output(self, model, jobs, folder):
+        status, out, err = jobs[f"{model} evaluated"].result()
+        assert (status, err) == (0, "")
+        output = folder / EVALUATED[model][1]
+        assert sorted(os.listdir(output)) == [
+            "accuracies.png",
+            "evaluation.json",
+            "per_example.csv",
+            "report.md",
+        ]
+        assert f"The results are in {EVALUATED[model][1]}\n" in out
+        assert "warning: the model is random and no attack takes the expect" in out
+        content = json.loads((output / "evaluation.json").read_text())
+        assert (content["model"], content["dataset"]) == (model, "digits")
+        table = read_table(out)
+        assert read_table((output / "report.md").read_text()) == table
+        assert set(table) == {
+            (column, row)
+            for column in ("noise on", "noise off")
+            for row in ("clean", "PGD-2")
+        }
+        for (column, row), cell in table.items():
+            (found,) = (r for r in content["columns"][column] if r["scenario"] == row)
+            mean = 100 * found["accuracy_mean"]
+            assert float(cell.split("±")[0]) == pytest.approx(mean, abs=0.005)
+            assert found["images"] == 30
+            if row == "PGD-2":  # of a run directory, epsilon is that of the run
+                assert "epsilon=0.1," in found["attack"]
+
+    def test_the_source_of_a_model_changes_nothing(self, jobs, folder):
+        found = []
+        for model, (_, output) in EVALUATED.items():
+            jobs[f"{model} evaluated"].result()
+            found.append(read_csv(folder / output / "per_example.csv"))
+        for each in found[1:]:
+            assert len(each) == len(found[0]) == 2 * 2 * 30
+            assert each == found[0]  # the draws of the noise too
+
+    def test_clean_images_are_those_of_the_run(self, jobs, folder):
+        jobs["full evaluated"].result()
+        predictions = []
+        for path, column in (
+            ("full/per_example.csv", "without PNI"),
+            ("full/evaluation/per_example.csv", "noise off"),
+        ):
+            rows = read_csv(folder / path)
+            predictions.append(
+                [
+                    (row["label"], row["predictions"])
+                    for row in rows
+                    if (row["network"], row["scenario"]) == (column, "clean")
+                ][:30]
+            )
+        assert predictions[0] == predictions[1]
+
+
+class TestExport:
+    def test_loads_and_answers_as_the_network_does(self, jobs, folder):
+        status, out, err = jobs["exported"].result()
+        assert (status, err) == (0, "")
+        assert out == "Exported full/model.keras to exported\n"
+        network = strip_pni(load_model(folder / "full" / "model.keras"))
+        images = load_dataset("digits", test_examples=9).test.images_float()
+        expected = network(images, training=False)
+        for name in ("exported", "full/saved_model"):
+            loaded = tf.saved_model.load(folder / name)
+            clean = loaded.serve_clean(images)
+            np.testing.assert_allclose(clean, expected, rtol=1e-4, atol=1e-5)
+            first, second = loaded.serve(images), loaded.serve(images)
+            assert np.abs(first - second).max() > 1e-3
