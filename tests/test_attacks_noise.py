@@ -7,7 +7,7 @@ import tensorflow as tf
 from keras import layers as kl
 
 from pni_tf.attacks import FGSM, PGD, ExpectationOverNoise, value_and_gradient
-from pni_tf.attacks.base import cross_entropy
+from pni_tf.attacks.base import cross_entropy, expected_loss
 from pni_tf.conversion import inject_pni, noise_wrappers
 
 IMAGES = np.random.default_rng(1).uniform(size=(3, 4, 4, 1)).astype("float32")
@@ -181,3 +181,22 @@ def test_repr_of_expectation_shows_the_network_and_the_draws():
     text = repr(ExpectationOverNoise(linear, draws=7))
     assert "draws=7" in text
     assert repr(linear) in text
+
+
+def test_restarts_compare_the_loss_that_they_ascend():
+    """The mean of the losses over the draws, which is not the loss of mean logits."""
+    draw = tf.Variable(0)
+
+    def logits_fn(images):
+        sign = 1.0 - 2.0 * tf.cast(draw.assign_add(1) % 2, tf.float32)
+        score = sign * tf.reduce_sum(images, (1, 2, 3))
+        return tf.stack([tf.zeros_like(score), score], 1)
+
+    loss_fn = cross_entropy(np.zeros(3, int))
+    loss = expected_loss(ExpectationOverNoise(logits_fn, 2), loss_fn, IMAGES)
+    score = IMAGES.sum((1, 2, 3))
+    expected = (np.logaddexp(0, score) + np.logaddexp(0, -score)) / 2
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    np.testing.assert_allclose(
+        expected_loss(linear, lambda z: z[:, 0], IMAGES), linear(IMAGES)[:, 0]
+    )

@@ -14,7 +14,7 @@ import pytest
 import tensorflow as tf
 from keras import layers as kl
 
-from pni_tf import FGSM, PGD, Attack, PNIAdversarialModel, inject_pni
+from pni_tf import FGSM, PGD, Attack, PNIAdversarialModel, inject_pni, strip_pni
 from pni_tf.conversion import noise_wrappers
 
 METRICS = {
@@ -60,9 +60,12 @@ def examples(count=12, classes=3):
     return images, rng.integers(0, classes, count)
 
 
-def linear_model(seed=0, classes=3):
-    initializer = keras.initializers.GlorotUniform(seed)
-    dense = kl.Dense(classes, kernel_initializer=initializer)
+def linear_model(seed=0, classes=3, decay=0.0):
+    dense = kl.Dense(
+        classes,
+        kernel_initializer=keras.initializers.GlorotUniform(seed),
+        kernel_regularizer=keras.regularizers.L2(decay),
+    )
     return keras.Sequential([keras.Input((2, 2, 1)), kl.Flatten(), dense])
 
 
@@ -110,7 +113,7 @@ def losses_and_accuracy(network, images, labels):
 def test_metrics_are_means_over_all_examples(scope):
     """Ten images in batches of four: the last batch is smaller, and counts less."""
     with scope():
-        network = linear_model()
+        network = linear_model(decay=0.1)
         trainer = compiled(
             network,
             keras.optimizers.SGD(0.0),
@@ -121,6 +124,7 @@ def test_metrics_are_means_over_all_examples(scope):
         )
     images, labels = examples(10)
     history = fit(trainer, 10, validation_data=(images[:6], labels[:6]))
+    penalty = 0.1 * np.sum(network.layers[-1].kernel.numpy() ** 2)
     for prefix, count in (("", 10), ("val_", 6)):
         clean, clean_accuracy = losses_and_accuracy(
             network, images[:count], labels[:count]
@@ -129,7 +133,7 @@ def test_metrics_are_means_over_all_examples(scope):
             network, 1 - images[:count], labels[:count]
         )
         expected = {
-            "loss": 0.3 * clean + 0.9 * adversarial,
+            "loss": 0.3 * clean + 0.9 * adversarial + penalty,
             "clean_loss": clean,
             "clean_accuracy": clean_accuracy,
             "adversarial_loss": adversarial,
@@ -200,14 +204,52 @@ def test_epoch_delay_counts_epochs_and_not_calls_of_fit(epochs, delayed):
     assert seen == delayed
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SeedRecorder(Attack):
+    """Notes the seed of each step."""
+
+    seeds: list = dataclasses.field(default_factory=list)
+
+    def perturb(self, logits_fn, images, labels, *, seed=None):
+        tf.numpy_function(lambda s: self.seeds.append(tuple(s.tolist())), [seed], [])
+        return images
+
+
+def test_each_step_and_each_device_has_a_random_start_of_its_own(scope):
+    def seeds(seed):
+        with scope():
+            attack = SeedRecorder()
+            trainer = compiled(linear_model(), attack=attack, seed=seed)
+        fit(trainer, 8)
+        return sorted(attack.seeds), trainer.distribute_strategy.num_replicas_in_sync
+
+    found, devices = seeds(1)
+    assert len(found) == len(set(found)) == 2 * devices
+    assert seeds(1)[0] == found
+    assert not set(seeds(2)[0]) & set(found)
+
+
+def test_evaluation_leaves_batch_statistics_alone():
+    """Without the noise, whose generators may go on."""
+    network = strip_pni(noisy_model())
+    trainer = compiled(network, attack=ATTACK, eager=True)
+    fit(trainer)
+    before = network.get_weights()
+    images, labels = examples()
+    first = trainer.evaluate(images, labels, verbose=0, return_dict=True)
+    assert_same(network.get_weights(), before)
+    # Each example is classified alone, so batches of any size give the same result.
+    logs = trainer.evaluate(images, labels, 2, verbose=0, return_dict=True)
+    for name in ("clean_loss", "clean_accuracy"):
+        assert logs[name] == pytest.approx(first[name], rel=1e-5)
+
+
 def test_graph_is_traced_once():
     attack = Negative()
     trainer = compiled(linear_model(), attack=attack, epoch_delay=1)
     fit(trainer, epochs=2, validation_data=examples(4))
-    # Keras traces a step twice, so that its first trace can create variables.
-    print("TRACES", attack.traces)
-    assert 2 <= len(attack.traces) <= 4
-    before = len(attack.traces)
+    # Once in the graph of training, and once in that of validation.
+    assert len(attack.traces) == 2
     fit(trainer, epochs=4, initial_epoch=2, validation_data=examples(4))
     fit(trainer, epochs=5, initial_epoch=4)
     assert len(attack.traces) == 2

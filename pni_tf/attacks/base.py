@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+import numbers
 from collections.abc import Callable
 
 import tensorflow as tf
@@ -63,6 +64,18 @@ def cross_entropy(labels: tf.Tensor) -> LossFn:
     return loss
 
 
+def expected_loss(
+    logits_fn: LogitsFn, loss_fn: LossFn, images: tf.Tensor
+) -> tf.Tensor:
+    """Returns the loss of each example, `[N]`: what `value_and_gradient` ascends.
+
+    An `ExpectationOverNoise` supplies the average of the losses over its draws, not the
+    loss of its average logits.
+    """
+    average = getattr(logits_fn, "expected_loss", None)
+    return loss_fn(logits_fn(images)) if average is None else average(loss_fn, images)
+
+
 def value_and_gradient(
     logits_fn: LogitsFn, loss_fn: LossFn, images: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
@@ -111,7 +124,7 @@ def make_seed(seed: tf.Tensor | None) -> tf.Tensor:
 
 def check_number(name: str, value: float, *, minimum: float, integer=False) -> None:
     """Raises a ValueError unless `value` is a finite number of at least `minimum`."""
-    kind = int if integer else (int, float)
+    kind = numbers.Integral if integer else numbers.Real  # NumPy's scalars too
     if (
         not isinstance(value, kind)
         or isinstance(value, bool)

@@ -47,6 +47,10 @@ class ExpectationOverNoise:
         """Returns the mean logits of the draws, `[N, K]`."""
         return self._mean(lambda: [self.logits_fn(images)])[0]
 
+    def expected_loss(self, loss_fn, images):
+        """Returns the mean of the losses over the draws, `[N]`."""
+        return self._mean(lambda: [loss_fn(self.logits_fn(images))])[0]
+
     def value_and_gradient(self, loss_fn, images):
         """Returns the means of the losses and of their gradients over the draws."""
         return self._mean(lambda: value_and_gradient(self.logits_fn, loss_fn, images))

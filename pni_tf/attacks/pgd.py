@@ -8,6 +8,7 @@ from pni_tf.attacks.base import (
     Attack,
     check_number,
     cross_entropy,
+    expected_loss,
     make_seed,
     value_and_gradient,
 )
@@ -81,7 +82,7 @@ class PGD(Attack):
         def restart(i, best, best_loss):
             fresh = tf.random.experimental.stateless_fold_in(seed, i)
             adversarial = self._run(logits_fn, loss_fn, images, fresh)
-            loss = loss_fn(logits_fn(adversarial))
+            loss = expected_loss(logits_fn, loss_fn, adversarial)
             worse = loss > best_loss
             best = tf.where(worse[:, None, None, None], adversarial, best)
             return i + 1, best, tf.where(worse, loss, best_loss)
