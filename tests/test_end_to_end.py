@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import h5py
@@ -69,6 +70,8 @@ def interrupt(number, *argv, folder, after):
     """Sends a signal when a line of the output has matched; returns as `run` does."""
     with (folder / f"{number}.txt").open("w+") as err:
         process = start("train", *argv, folder=folder, stderr=err)
+        guard = threading.Timer(300, process.kill)
+        guard.start()
         lines = []
         for line in process.stdout:
             lines.append(line)
@@ -76,7 +79,8 @@ def interrupt(number, *argv, folder, after):
                 process.send_signal(number)
                 break
         lines.append(process.stdout.read())
-        process.wait(timeout=300)
+        process.wait()
+        guard.cancel()
         err.seek(0)
         return process.returncode, "".join(lines), err.read()
 

@@ -180,7 +180,7 @@ def strangers(folder):
         for result in results
     ]
     for process in processes:
-        _, errors = process.communicate(timeout=120)
+        _, errors = process.communicate(timeout=300)
         assert process.returncode == 0, errors
     return [dict(np.load(result)) for result in results]
 

@@ -113,19 +113,23 @@ def pgd(steps=3, random_start=False, norm="linf"):
 
 
 @pytest.mark.parametrize(
-    ("scope", "attack", "attack_labels", "weights"),
+    ("scope", "attack", "classes", "attack_labels", "weights"),
     [
-        (1, FGSM(epsilon=EPSILON), "predicted", (0.5, 0.5)),
-        (1, FGSM(epsilon=EPSILON), "true", (0.3, 0.7)),
-        (1, pgd(), "predicted", (0.0, 1.0)),
-        (1, pgd(norm="l2"), "predicted", (2.0, 1.0)),
-        (2, FGSM(epsilon=EPSILON), "predicted", (0.3, 0.7)),
-        (2, pgd(random_start=True), "true", (0.25, 0.5)),
+        (1, FGSM(epsilon=EPSILON), 3, "predicted", (0.5, 0.5)),
+        (1, FGSM(epsilon=EPSILON), 2, "true", (0.3, 0.7)),
+        (1, pgd(), 2, "predicted", (0.0, 1.0)),
+        (1, pgd(norm="l2"), 2, "predicted", (2.0, 1.0)),
+        # Here the images depend on the kernel smoothly: the update must ignore that.
+        (1, pgd(steps=1, norm="l2"), 3, "true", (0.5, 0.5)),
+        (2, FGSM(epsilon=EPSILON), 3, "predicted", (0.3, 0.7)),
+        (2, pgd(random_start=True), 2, "true", (0.25, 0.5)),
     ],
     indirect=["scope"],
 )
-def test_adversarial_step_on_a_linear_model(scope, attack, attack_labels, weights):
-    images, labels, kernel = examples()
+def test_adversarial_step_on_a_linear_model(
+    scope, attack, classes, attack_labels, weights
+):
+    images, labels, kernel = examples(classes)
     with scope():
         trainer = PNIAdversarialModel(
             linear_model(kernel),
@@ -340,8 +344,9 @@ def test_labels_that_the_attack_moves_away_from(attack_labels, shape):
     one_step(trainer, images, labels.reshape(shape))
     expected = {"predicted": predicted, "true": labels}[attack_labels]
     np.testing.assert_array_equal(attack.calls[0][0], expected)
-    trainer.evaluate(images, labels.reshape(shape), verbose=0)
-    np.testing.assert_array_equal(attack.calls[1][0], labels)
+    others = np.arange(8) % 3
+    trainer.evaluate(images, others.reshape(shape), verbose=0)
+    np.testing.assert_array_equal(attack.calls[1][0], others)
 
 
 def test_each_pass_of_the_attack_sees_fresh_noise():

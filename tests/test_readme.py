@@ -1,0 +1,34 @@
+"""The programs in README.md run as they stand, but for the number of epochs."""
+
+import re
+from pathlib import Path
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+
+
+def test_programs_run_one_after_the_other(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    programs = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len(programs) == 2
+    library, stranger = programs
+    assert "epochs=10" in library
+    exec(library.replace("epochs=10", "epochs=1"), {})
+    accuracy = float(capsys.readouterr().out.splitlines()[-1])
+    assert 0 <= accuracy <= 1
+    assert {"noisy.keras", "noise_free.keras", "saved_model"} <= {
+        path.name for path in tmp_path.iterdir()
+    }
+    names = {}
+    exec(stranger, names)  # loads what the first one has exported
+    images, loaded = names["images"], names["loaded"]
+    first, second = loaded.serve(images).numpy(), loaded.serve(images).numpy()
+    assert first.shape == (4, 10)
+    assert (first != second).any()
+
+
+def test_commands_name_files_that_exist():
+    root = Path(__file__).parents[1]
+    for path in re.findall(r"(?<![/\w])(?:configs/\w+\.cfg|bin/\w+)", README):
+        assert (root / path).is_file(), path
+    for path in re.findall(r"\]\((?!http)([^)]+)\)", README):
+        assert (root / path).exists(), path
