@@ -3,11 +3,13 @@
 import inspect
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from pni_tf.attacks import Attack, ExpectationOverNoise
 from pni_tf.attacks.base import check_number
 from pni_tf.conversion import strip_pni
+from pni_tf.validation import validate_images, validate_labels
 
 ATTACK_LABELS = ("predicted", "true")
 _PROBABILITIES = ("softmax", "softmax_v2", "sigmoid")  # the second is TensorFlow's
@@ -166,8 +168,22 @@ class PNIAdversarialModel(keras.Model):
         self._loss_fn = loss
 
     def fit(self, *args, **kwargs):
-        """Trains the model; the arguments are those of `keras.Model.fit`."""
+        """Trains the model; the arguments are those of `keras.Model.fit`.
+
+        Raises:
+            ValueError: If NumPy arrays are no images in `[0, 1]`, or no labels of the
+                model's classes. The values of other kinds of data are not looked at.
+        """
         bound = inspect.signature(super().fit).bind(*args, **kwargs)
+        pairs = [(bound.arguments.get("x"), bound.arguments.get("y"))]
+        validation = bound.arguments.get("validation_data")
+        if isinstance(validation, tuple):
+            pairs.append(validation[:2])
+        for images, labels in pairs:
+            if isinstance(images, np.ndarray):
+                validate_images(images)
+            if isinstance(labels, np.ndarray) and labels.ndim == 1:
+                validate_labels(labels, self.model.output_shape[-1])
         callbacks = bound.arguments.get("callbacks") or []
         if isinstance(callbacks, keras.callbacks.CallbackList):
             raise ValueError("`callbacks` must be a list of callbacks")

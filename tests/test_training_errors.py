@@ -1,6 +1,7 @@
 """What adversarial training refuses, and with which words."""
 
 import keras
+import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers as kl
@@ -102,3 +103,28 @@ def test_callback_list_is_refused():
     trainer.compile()
     with pytest.raises(ValueError, match="must be a list of callbacks"):
         trainer.fit(tf.zeros((2, 4)), callbacks=keras.callbacks.CallbackList([]))
+
+
+GOOD = np.full((2, 2, 2, 1), 0.5, "float32"), np.array([0, 2])
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        (GOOD[0] * 255, GOOD[1], "in \\[0, 1\\].*127.5.*Divide them by 255"),
+        (GOOD[0] * np.nan, GOOD[1], "must be finite"),
+        (np.zeros((2, 2, 2, 1), np.uint8), GOOD[1], "must be floats.*uint8"),
+        (GOOD[0][0], GOOD[1], "must have the shape"),
+        (GOOD[0][:0], GOOD[1][:0], "at least one image"),
+        (GOOD[0], np.array([0, 3]), "must be in 0..2.*from 0 to 3"),
+        (GOOD[0], np.array([0.0, 1.0]), "must be integers"),
+    ],
+)
+def test_arrays_that_are_no_images_or_labels(images, labels, message):
+    network = keras.Sequential([keras.Input((2, 2, 1)), kl.Flatten(), kl.Dense(3)])
+    trainer = PNIAdversarialModel(network)
+    trainer.compile()
+    with pytest.raises(ValueError, match=message):
+        trainer.fit(images, labels)
+    with pytest.raises(ValueError, match=message):
+        trainer.fit(*GOOD, validation_data=(images, labels))

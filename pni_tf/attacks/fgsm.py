@@ -35,6 +35,6 @@ class FGSM(Attack):
         check_number("epsilon", self.epsilon, minimum=0)
 
     def perturb(self, logits_fn, images, labels, *, seed=None):
-        images = tf.convert_to_tensor(images, tf.float32)
+        images = tf.cast(images, tf.float32)
         _, gradient = value_and_gradient(logits_fn, cross_entropy(labels), images)
         return tf.clip_by_value(images + self.epsilon * tf.sign(gradient), 0.0, 1.0)

@@ -73,7 +73,7 @@ class PGD(Attack):
         return self.steps * self.step_size >= 2 * self.epsilon
 
     def perturb(self, logits_fn, images, labels, *, seed=None):
-        images = tf.convert_to_tensor(images, tf.float32)
+        images = tf.cast(images, tf.float32)
         loss_fn = cross_entropy(labels)
         seed = make_seed(seed)
         if self.restarts == 1:
