@@ -20,7 +20,7 @@ from absl import flags
 
 from pni_tf.cli import app, train_flags
 
-STEPS = 5
+STEPS = 3
 TRAINING_IMAGES = {"digits": 1293, "mnist": 60_000, "cifar10": 50_000}
 
 

@@ -103,13 +103,14 @@ def interrupted(folder):
     """The same run, interrupted in every way."""
     argv = (*WHOLE, "--noevaluate", "--noexport", "--run_dir=broken")
     plain = r"broken/undefended: plain training"
-    epoch = rf"Epoch [3-{EPOCHS}]"
-    found = {"kill": interrupt(signal.SIGKILL, *argv, folder=folder, after=epoch)}
+    third = rf"Epoch [3-{EPOCHS}]"
+    found = {"kill": interrupt(signal.SIGKILL, *argv, folder=folder, after=third)}
     newest = max((folder / "broken" / "checkpoints").glob("epoch-*"))
     os.truncate(newest, newest.stat().st_size // 2)
     found["truncated"] = newest.name
     found["terminate"] = interrupt(signal.SIGTERM, *argv, folder=folder, after=plain)
-    found["ctrl-c"] = interrupt(signal.SIGINT, *argv, folder=folder, after=epoch)
+    second = rf"Epoch [2-{EPOCHS}]"
+    found["ctrl-c"] = interrupt(signal.SIGINT, *argv, folder=folder, after=second)
     found["last"] = run("train", *argv, folder=folder)
     return found
 
@@ -353,7 +354,7 @@ class TestResuming:
         # From here on it is the undefended network that is trained.
         assert starts[2] == ["the start"]
         (last,) = starts[3]
-        assert last > "epoch 2"
+        assert last > "epoch 1"
 
     def test_a_damaged_checkpoint_is_reported(self, jobs):
         found = jobs["interrupted"].result()

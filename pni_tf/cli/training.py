@@ -31,13 +31,21 @@ def load(settings: SimpleNamespace) -> Dataset:
 
 
 def strategy(settings: SimpleNamespace) -> tf.distribute.Strategy | None:
-    """Returns the distribution strategy; a process must make it only once."""
+    """Returns the distribution strategy; a process must make it only once.
+
+    Raises:
+        ValueError: If the batches cannot be shared out evenly.
+    """
     if settings.strategy == "none":
         return None
-    devices = [d.name for d in tf.config.list_logical_devices("GPU")]
-    return tf.distribute.MirroredStrategy(
-        devices or [d.name for d in tf.config.list_logical_devices("CPU")]
-    )
+    devices = tf.config.list_logical_devices("GPU")
+    devices = devices or tf.config.list_logical_devices("CPU")
+    if settings.batch_size % len(devices):  # Keras fails on an uneven first batch
+        raise ValueError(
+            f"--batch_size must be a multiple of the {len(devices)} devices of "
+            f"--strategy=mirrored. Received: --batch_size={settings.batch_size}"
+        )
+    return tf.distribute.MirroredStrategy([device.name for device in devices])
 
 
 def train(
