@@ -41,17 +41,21 @@ _MODULE_OF = {
 
 __all__ = [*_MODULE_OF, "__version__"]
 
-_backend = os.environ.get("KERAS_BACKEND") or "tensorflow"
-if _backend != "tensorflow":
-    raise ImportError(
-        "pni_tf needs Keras to run on TensorFlow: unset KERAS_BACKEND or set it to "
-        f"'tensorflow'. Received: KERAS_BACKEND={_backend!r}"
-    )
+
+def check_backend() -> None:
+    """Raises an ImportError if the environment asks Keras for another backend."""
+    backend = os.environ.get("KERAS_BACKEND") or "tensorflow"
+    if backend != "tensorflow":
+        raise ImportError(
+            "pni_tf needs Keras to run on TensorFlow: unset KERAS_BACKEND or set it to "
+            f"'tensorflow'. Received: KERAS_BACKEND={backend!r}"
+        )
 
 
 def __getattr__(name: str):
     if name not in _MODULE_OF:
         raise AttributeError(f"module 'pni_tf' has no attribute {name!r}")
+    check_backend()
     value = getattr(importlib.import_module(f"pni_tf.{_MODULE_OF[name]}"), name)
     globals()[name] = value
     return value
@@ -62,4 +66,5 @@ def __dir__() -> list[str]:
 
 
 if "keras" in sys.modules:
+    check_backend()
     importlib.import_module("pni_tf.layers")

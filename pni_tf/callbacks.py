@@ -13,7 +13,7 @@ from absl import logging
 
 from pni_tf.attacks import Attack
 from pni_tf.attacks.base import check_number
-from pni_tf.conversion import alphas
+from pni_tf.conversion import alphas, noise_wrappers
 
 
 class AlphaLogger(keras.callbacks.Callback):
@@ -65,7 +65,12 @@ class AdversarialImages(keras.callbacks.Callback):
         self._writer = tf.summary.create_file_writer(self.log_dir)
 
     def on_epoch_end(self, epoch, logs=None):
+        # Looking must not change what is trained: the draws that it takes are put back.
+        states = [w.seed_generator.state for w in noise_wrappers(self.model.model)]
+        before = [state.numpy() for state in states]
         adversarial = self._perturb(tf.constant([0, epoch], tf.int64))
+        for state, value in zip(states, before, strict=True):
+            state.assign(value)
         epsilon = max(self.attack.epsilon, 1e-12)
         magnified = (adversarial - self.images) / (2 * epsilon) + 0.5
         rows = [self.images, adversarial, tf.clip_by_value(magnified, 0.0, 1.0)]
@@ -83,7 +88,7 @@ class HistoryFile(keras.callbacks.Callback):
 
     Unlike `keras.callbacks.CSVLogger`, the file stays right when a run is resumed: rows
     of epochs that are trained again are replaced. Besides the logs there are `epoch`
-    (from 1), `learning_rate` and `seconds`.
+    (from 1), `learning_rate` (at the first step) and `seconds`.
 
     Args:
         path: The file.
@@ -102,12 +107,14 @@ class HistoryFile(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch, logs=None):
         self._start = time.monotonic()
+        # After the epoch the schedule stands at the first step of the next.
+        self._learning_rate = float(self.model.optimizer.learning_rate)
 
     def on_epoch_end(self, epoch, logs=None):
         row = {
             "epoch": epoch + 1,
             **(logs or {}),
-            "learning_rate": float(self.model.optimizer.learning_rate),
+            "learning_rate": self._learning_rate,
             "seconds": round(time.monotonic() - self._start, 3),
         }
         rows = [old for old in self.read() if int(old["epoch"]) <= epoch]

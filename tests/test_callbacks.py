@@ -223,8 +223,8 @@ def test_history_has_one_row_an_epoch(tmp_path):
     assert [row["epoch"] for row in rows] == ["1", "2"]
     for name, values in logs.items():
         assert [float(row[name]) for row in rows] == values
-    # Two steps an epoch: the rate of the step that comes next.
-    assert [float(row["learning_rate"]) for row in rows] == pytest.approx([0.2, 0.0])
+    # Two steps an epoch: the rate of its first step.
+    assert [float(row["learning_rate"]) for row in rows] == pytest.approx([0.3, 0.2])
     assert all(float(row["seconds"]) >= 0 for row in rows)
     assert files_in(tmp_path / "new") == ["history.csv"]
 
@@ -335,3 +335,14 @@ def test_attacks_of_the_callback_differ_between_epochs(tmp_path):
         pictures.append([e.tensor_proto.string_val[2] for e in events.Tensors(tag)])
     assert pictures[0] == pictures[1]
     assert pictures[0][0] != pictures[0][1]
+
+
+def test_looking_at_images_changes_nothing_that_is_trained(tmp_path):
+    images, labels = examples(2)
+    weights = []
+    for callbacks in ([], [AdversarialImages(images, labels, PGD(), tmp_path)]):
+        keras.utils.set_random_seed(0)
+        trainer = trainer_of(location="w")
+        fit(trainer, callbacks, epochs=2)
+        weights.append(everything(trainer))
+    assert_same(*weights)

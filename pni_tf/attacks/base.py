@@ -64,9 +64,7 @@ def cross_entropy(labels: tf.Tensor) -> LossFn:
     return loss
 
 
-def expected_loss(
-    logits_fn: LogitsFn, loss_fn: LossFn, images: tf.Tensor
-) -> tf.Tensor:
+def expected_loss(logits_fn: LogitsFn, loss_fn: LossFn, images: tf.Tensor) -> tf.Tensor:
     """Returns the loss of each example, `[N]`: what `value_and_gradient` ascends.
 
     An `ExpectationOverNoise` supplies the average of the losses over its draws, not the

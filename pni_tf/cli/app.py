@@ -10,6 +10,8 @@ from pathlib import Path
 
 from absl import flags, logging
 
+from pni_tf import check_backend
+
 # In a checkout the configs lie beside the package, in an installation inside it.
 _CONFIG_FOLDERS = (
     Path(__file__).parents[2] / "configs",
@@ -55,11 +57,12 @@ def run(
         except (flags.Error, OSError) as error:
             _fail(f"{error}\nSee {Path(sys.argv[0]).name} --helpshort")
         logging.use_absl_handler()
+        check_backend()
         sys.exit(main())
     except KeyboardInterrupt as interrupt:
         print("\nInterrupted. The same command goes on.", file=sys.stderr)
         sys.exit(143 if str(interrupt) == "SIGTERM" else 130)
-    except (ValueError, TypeError, OSError, RuntimeError) as error:
+    except (ValueError, TypeError, OSError, RuntimeError, ImportError) as error:
         if flags.FLAGS.verbosity >= 1:
             raise
         _fail(str(error))

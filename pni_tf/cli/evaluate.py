@@ -53,7 +53,7 @@ def define() -> None:
         "attack",
         ["clean", "fgsm", "pgd"],
         ["clean", "fgsm", "pgd"],
-        "What to evaluate; may be repeated.",
+        "What to evaluate; may be repeated. fgsm is for --norm=linf.",
         module_name=ATTACK,
     )
     flags.DEFINE_list(
@@ -156,7 +156,7 @@ def main() -> None:
         scenarios.append(Scenario(name="clean"))
     for epsilon in epsilons:
         at = f" ε={epsilon:.4g}" if len(epsilons) > 1 else ""
-        if "fgsm" in settings.attack:
+        if "fgsm" in settings.attack and settings.norm == "linf":
             scenarios.append(Scenario(name=f"FGSM{at}", attack=FGSM(epsilon=epsilon)))
         for count in step_counts if "pgd" in settings.attack else []:
             attack = PGD(

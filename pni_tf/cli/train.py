@@ -31,7 +31,8 @@ def main() -> None:
     directory = RunDirectory(settings.run_dir)
     directory.open()
     if directory.finished.exists():
-        print(f"{directory.path} is finished: see {directory.report}")
+        what = directory.report if directory.report.exists() else directory.model
+        print(f"{directory.path} is finished: see {what}")
         return
     signal.signal(signal.SIGTERM, _interrupt)
     app.import_tensorflow()
