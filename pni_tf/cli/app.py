@@ -109,7 +109,7 @@ def _read_flagfile(name, folder, including):
     if path in including:
         raise flags.Error(f"the flagfile {path} includes itself")
     try:
-        lines = path.read_text().splitlines()
+        lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         known = sorted({p.name for base in _CONFIG_FOLDERS for p in base.glob("*.cfg")})
         raise flags.Error(

@@ -38,7 +38,7 @@ class RunDirectory:
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"--run_dir={self.path} is a file, not a folder")
         if self.flags.exists():
-            different = train_flags.differences(self.flags.read_text())
+            different = train_flags.differences(self.flags.read_text(encoding="utf-8"))
             # A start that failed, say for an unknown dataset, leaves nothing to lose.
             if different and (self.checkpoints.exists() or self.model.exists()):
                 raise ValueError(
@@ -57,7 +57,7 @@ class RunDirectory:
             self.path.mkdir(parents=True, exist_ok=True)
             # Written aside and moved, so that an interruption leaves no half of it.
             scratch = self.path / "flags.unfinished"
-            scratch.write_text(train_flags.serialized())
+            scratch.write_text(train_flags.serialized(), encoding="utf-8")
             os.replace(scratch, self.flags)
         except OSError as error:
             raise OSError(f"cannot write to --run_dir={self.path}: {error}") from error

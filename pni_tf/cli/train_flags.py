@@ -87,7 +87,9 @@ def read(path: Path) -> dict[str, str]:
     """Returns the values in the `flags.cfg` of a run; nothing if there is none."""
     if not path.is_file():
         return {}
-    lines = [line for line in path.read_text().splitlines() if "=" in line]
+    lines = [
+        line for line in path.read_text(encoding="utf-8").splitlines() if "=" in line
+    ]
     return dict(line.removeprefix("--").split("=", 1) for line in lines)
 
 

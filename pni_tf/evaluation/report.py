@@ -94,7 +94,7 @@ def write_csv(path: str | os.PathLike, columns: Columns) -> None:
 def write_text(path: str | os.PathLike, text: str) -> None:
     """Writes a text file in one step, so that no reader finds half of it."""
     scratch = Path(path).with_suffix(".unfinished")
-    scratch.write_text(text)
+    scratch.write_text(text, encoding="utf-8")
     os.replace(scratch, path)
 
 
