@@ -198,7 +198,6 @@ class PNIAdversarialModel(keras.Model):
         with tf.GradientTape() as tape:
             clean_logits = self.model(images, training=True)
             clean_loss = self._loss_fn(labels, clean_logits, sample_weight)
-            loss = clean_loss
             adversarial_loss = None
             if self.attack is not None and not self._clean_only:
                 with tape.stop_recording():
@@ -215,14 +214,7 @@ class PNIAdversarialModel(keras.Model):
                 adversarial_loss = self._loss_fn(
                     labels, adversarial_logits, sample_weight
                 )
-                loss = (
-                    self.clean_weight * clean_loss
-                    + self.adversarial_weight * adversarial_loss
-                )
-            # Gradients are summed over replicas: each has its share of the penalty, as
-            # Keras has given each its share of the loss.
-            replicas = tf.distribute.get_strategy().num_replicas_in_sync
-            loss += sum(tf.cast(p, loss.dtype) for p in self.model.losses) / replicas
+            loss = self._total(clean_loss, adversarial_loss)
             scaled_loss = self.optimizer.scale_loss(loss)
         variables = self.trainable_variables
         gradients = tape.gradient(scaled_loss, variables)
@@ -241,7 +233,6 @@ class PNIAdversarialModel(keras.Model):
         clean_logits = self.model(images, training=False)
         clean_loss = self._loss_fn(labels, clean_logits, sample_weight)
         adversarial_loss = adversarial_logits = None
-        loss = clean_loss
         if self.validation_attack is not None:
             target = inference = lambda images: self.model(images, training=False)
             if self.validation_draws > 1:
@@ -251,18 +242,11 @@ class PNIAdversarialModel(keras.Model):
             )
             adversarial_logits = inference(adversarial)
             adversarial_loss = self._loss_fn(labels, adversarial_logits, sample_weight)
-            if self.attack is not None:
-                loss = (
-                    self.clean_weight * clean_loss
-                    + self.adversarial_weight * adversarial_loss
-                )
-        replicas = tf.distribute.get_strategy().num_replicas_in_sync
-        loss += sum(tf.cast(p, loss.dtype) for p in self.model.losses) / replicas
         return self._report(
             images,
             labels,
             sample_weight,
-            loss,
+            self._total(clean_loss, adversarial_loss),
             (clean_loss, clean_logits),
             (adversarial_loss, adversarial_logits),
         )
@@ -277,6 +261,19 @@ class PNIAdversarialModel(keras.Model):
 
     def load_own_variables(self, store):
         self.seed_generator.state.assign(store["seed_generator_state"])
+
+    def _total(self, clean_loss, adversarial_loss):
+        """Returns the loss of eq. 11 with the model's regularisation."""
+        loss = clean_loss
+        if self.attack is not None and adversarial_loss is not None:
+            loss = (
+                self.clean_weight * clean_loss
+                + self.adversarial_weight * adversarial_loss
+            )
+        # Gradients are summed over replicas: each has its share of the penalty, as
+        # Keras has given each its share of the loss.
+        replicas = tf.distribute.get_strategy().num_replicas_in_sync
+        return loss + sum(tf.cast(p, loss.dtype) for p in self.model.losses) / replicas
 
     def _attack_seed(self):
         """Returns a fresh seed, a different one on each replica."""
