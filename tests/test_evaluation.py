@@ -512,6 +512,8 @@ class TestReport:
         sentence = report.describe(columns)
         assert "3 images, seed 3" in sentence
         assert "3 single draws" in sentence
+        (plain,) = (c for c in columns.values() if not c[0].stochastic)
+        assert "draws" not in report.describe({"plain": plain})
 
     def test_json_round_trip(self, columns, tmp_path):
         report.write_json(tmp_path / "a.json", columns, dataset="digits", epsilon=0.1)

@@ -46,14 +46,17 @@ def format_table(columns: Columns) -> str:
 
 
 def describe(columns: Columns) -> str:
-    """Returns one sentence that says how the numbers of a table came about."""
+    """Returns a few sentences that say how the numbers of a table came about."""
     results = [result for column in columns.values() for result in column]
+    sentence = f"{len(results[0].labels)} images, seed {results[0].seed}."
+    if not any(result.stochastic for result in results):
+        return f"{sentence} The networks are deterministic, so one pass scores each."
     draws = max(result.draws for result in results)
     return (
-        f"{len(results[0].labels)} images, seed {results[0].seed}. Each adversarial "
-        "image is found once and scored on fresh draws of the noise: mean ± standard "
-        f"deviation of {draws} single draws; a deterministic network has one. EOT-k: "
-        "the attack averages over k draws of a random network."
+        f"{sentence} Each adversarial image is found once and scored on fresh draws of "
+        f"the noise: mean ± standard deviation of {draws} single draws; a "
+        "deterministic network has one. EOT-k: the attack averages over k draws of a "
+        "random network."
     )
 
 
