@@ -7,7 +7,8 @@ import tensorflow as tf
 from keras import layers as kl
 
 from pni_tf.attacks import FGSM, PGD, ExpectationOverNoise, value_and_gradient
-from pni_tf.attacks.base import cross_entropy, expected_loss
+from pni_tf.attacks.base import expected_loss
+from pni_tf.attacks.goals import cross_entropy
 from pni_tf.conversion import inject_pni, noise_wrappers
 
 IMAGES = np.random.default_rng(1).uniform(size=(3, 4, 4, 1)).astype("float32")

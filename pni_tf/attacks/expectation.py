@@ -1,12 +1,11 @@
 """Expectation over the noise of a random network (EOT)."""
 
+from collections.abc import Callable
+from typing import Any
+
 import tensorflow as tf
 
-from pni_tf.attacks.base import (
-    LogitsFn,
-    check_number,
-    value_and_gradient,
-)
+from pni_tf.attacks.base import LogitsFn, average, check_number, draws_of
 
 
 class ExpectationOverNoise:
@@ -16,9 +15,9 @@ class ExpectationOverNoise:
     not do: weight noise is drawn once a call and shared by the batch, so the copies
     would all see the same draw.
 
-    Gradient-based attacks get the mean over draws of the loss and of its gradient, the
-    gradient of the expected loss. The passes run one after the other, so memory does
-    not grow with the number of draws. Called directly, the object returns the mean
+    Attacks get the mean over draws of the loss, of its gradient (the gradient of the
+    expected loss) and of their verdict. The passes run one after the other, so memory
+    does not grow with the number of draws. Called directly, the object returns the mean
     logits.
 
     Args:
@@ -38,32 +37,33 @@ class ExpectationOverNoise:
     def __init__(self, logits_fn: LogitsFn, draws: int = 20):
         check_number("draws", draws, minimum=1, integer=True)
         self.logits_fn = logits_fn
-        self.draws = draws
+        self._draws = draws
+
+    @property
+    def draws(self) -> int:
+        """Forward passes of an average."""
+        return self._draws * draws_of(self.logits_fn)
 
     def __repr__(self):
-        return f"ExpectationOverNoise({self.logits_fn!r}, draws={self.draws})"
+        return f"ExpectationOverNoise({self.logits_fn!r}, draws={self._draws})"
 
     def __call__(self, images: tf.Tensor) -> tf.Tensor:
         """Returns the mean logits of the draws, `[N, K]`."""
-        return self._mean(lambda: [self.logits_fn(images)])[0]
+        return self.average(lambda draw: draw(images))
 
-    def expected_loss(self, loss_fn, images):
-        """Returns the mean of the losses over the draws, `[N]`."""
-        return self._mean(lambda: [loss_fn(self.logits_fn(images))])[0]
+    def average(self, compute: Callable[[LogitsFn], Any]) -> Any:
+        """Returns the mean over the draws of what `compute` makes of each."""
 
-    def value_and_gradient(self, loss_fn, images):
-        """Returns the means of the losses and of their gradients over the draws."""
-        return self._mean(lambda: value_and_gradient(self.logits_fn, loss_fn, images))
+        def draw():
+            return average(self.logits_fn, compute)
 
-    def _mean(self, draw):
-        total = list(draw())
-        total = tf.while_loop(
-            lambda i, _: i < self.draws,
-            lambda i, total: (
-                i + 1,
-                [a + b for a, b in zip(total, draw(), strict=True)],
-            ),
-            [tf.constant(1), total],
+        def add(i, total):
+            return i + 1, tf.nest.map_structure(tf.add, total, draw())
+
+        _, total = tf.while_loop(
+            lambda i, _: i < self._draws,
+            add,
+            (tf.constant(1), draw()),
             parallel_iterations=1,
-        )[1]
-        return [value / self.draws for value in total]
+        )
+        return tf.nest.map_structure(lambda value: value / self._draws, total)

@@ -6,10 +6,14 @@ import tensorflow as tf
 
 from pni_tf.attacks.base import (
     Attack,
+    Outcome,
     check_number,
-    cross_entropy,
+    constant_count,
+    draws_of,
+    expected_loss,
     value_and_gradient,
 )
+from pni_tf.attacks.goals import Goal
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,7 +38,16 @@ class FGSM(Attack):
     def __post_init__(self):
         check_number("epsilon", self.epsilon, minimum=0)
 
-    def perturb(self, logits_fn, images, labels, *, seed=None):
+    def run(self, logits_fn, images, labels, *, targets=None, seed=None):
+        adversarial = self.perturb(logits_fn, images, labels, targets=targets)
+        goal, draws = Goal.of(labels, targets), draws_of(logits_fn)
+        fooled = expected_loss(logits_fn, goal.fooled, adversarial)
+        count = constant_count(adversarial, draws)
+        return Outcome(adversarial, fooled > 0.5, count, count)
+
+    def perturb(self, logits_fn, images, labels, *, targets=None, seed=None):
+        # Without the verdict of `run`, which costs a forward pass.
         images = tf.cast(images, tf.float32)
-        _, gradient = value_and_gradient(logits_fn, cross_entropy(labels), images)
+        loss_fn = Goal.of(labels, targets).cross_entropy
+        _, gradient = value_and_gradient(logits_fn, loss_fn, images)
         return tf.clip_by_value(images + self.epsilon * tf.sign(gradient), 0.0, 1.0)

@@ -6,13 +6,20 @@ import tensorflow as tf
 
 from pni_tf.attacks.base import (
     Attack,
+    Outcome,
+    check_choice,
     check_number,
-    cross_entropy,
+    constant_count,
+    draws_of,
     expected_loss,
+    fold_in,
     make_seed,
+    per_example,
     value_and_gradient,
 )
+from pni_tf.attacks.goals import Goal
 from pni_tf.attacks.norms import NORMS
+from pni_tf.attacks.selection import Best, gather, rows_of, scatter
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,7 +35,11 @@ class PGD(Attack):
         norm: `"linf"` or `"l2"`.
         random_start: Whether to start at a uniformly random point of the ball; else at
             the image itself.
-        restarts: Number of runs; each example keeps the one with the largest loss.
+        restarts: Number of runs; each example keeps one that fools the network, else
+            the one with the largest loss.
+        early_stop: Whether an image is left alone from the step that fools the network
+            on. It spares most of the work on a weak network. Right for deterministic
+            networks only: fooling one draw of a random network proves little.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -47,16 +58,14 @@ class PGD(Attack):
     norm: str = "linf"
     random_start: bool = True
     restarts: int = 1
+    early_stop: bool = False
 
     def __post_init__(self):
         check_number("epsilon", self.epsilon, minimum=0)
         check_number("step_size", self.step_size, minimum=0)
         check_number("steps", self.steps, minimum=0, integer=True)
         check_number("restarts", self.restarts, minimum=1, integer=True)
-        if self.norm not in NORMS:
-            raise ValueError(
-                f"`norm` must be one of {tuple(NORMS)}. Received: norm={self.norm!r}"
-            )
+        check_choice("norm", self.norm, tuple(NORMS))
         if self.restarts > 1 and not self.random_start:
             raise ValueError(
                 "Restarts without a random start repeat one run: set "
@@ -72,44 +81,79 @@ class PGD(Attack):
         """
         return self.steps * self.step_size >= 2 * self.epsilon
 
-    def perturb(self, logits_fn, images, labels, *, seed=None):
-        images = tf.cast(images, tf.float32)
-        loss_fn = cross_entropy(labels)
-        seed = make_seed(seed)
+    def run(self, logits_fn, images, labels, *, targets=None, seed=None):
+        images, goal = tf.cast(images, tf.float32), Goal.of(labels, targets)
+        seed, draws = make_seed(seed), draws_of(logits_fn)
+        gradients = constant_count(images, 0)
         if self.restarts == 1:
-            return self._run(logits_fn, loss_fn, images, seed)
+            found, gradients = self._once(logits_fn, goal, images, seed, gradients)
+            loss, share = _judge(logits_fn, goal, found)
+            best = Best(found, share > 0.5, loss)
+            queries = constant_count(images, draws)
+        else:
+            best, queries, gradients = self._restarts(logits_fn, goal, images, seed)
+        return Outcome(best.images, best.fooled, queries, gradients * draws)
 
-        def restart(i, best, best_loss):
-            fresh = tf.random.experimental.stateless_fold_in(seed, i)
-            adversarial = self._run(logits_fn, loss_fn, images, fresh)
-            loss = expected_loss(logits_fn, loss_fn, adversarial)
-            worse = loss > best_loss
-            best = tf.where(worse[:, None, None, None], adversarial, best)
-            return i + 1, best, tf.where(worse, loss, best_loss)
+    def perturb(self, logits_fn, images, labels, *, targets=None, seed=None):
+        if self.restarts > 1 or self.early_stop:
+            return self.run(
+                logits_fn, images, labels, targets=targets, seed=seed
+            ).images
+        # Without the verdict of `run`, which costs a forward pass.
+        images, goal = tf.cast(images, tf.float32), Goal.of(labels, targets)
+        return self._ascend(logits_fn, goal, images, self._start(images, seed))
 
-        nothing = tf.fill([tf.shape(images)[0]], -float("inf"))
+    def _restarts(self, logits_fn, goal, images, seed):
+        draws = draws_of(logits_fn)
+
+        def restart(i, best, queries, gradients):
+            # The first run is that of `restarts=1`, so more restarts never do worse.
+            fresh = tf.cond(i == 0, lambda: seed, lambda: fold_in(seed, i))
+            rows = tf.range(tf.shape(images, tf.int64)[0])
+            if self.early_stop:
+                rows = rows_of(~best.fooled)
+            part, counts = gather((best, gradients), rows)
+            some = goal.take(rows)
+            found, counts = self._once(
+                logits_fn, some, tf.gather(images, rows), fresh, counts
+            )
+            loss, share = _judge(logits_fn, some, found)
+            part = part.update(found, share, loss)
+            asked = tf.gather(queries, rows) + draws
+            return i + 1, *scatter(
+                (best, queries, gradients), rows, (part, asked, counts)
+            )
+
+        state = (Best.none(images), constant_count(images, 0))
         return tf.while_loop(
-            lambda i, *_: i < self.restarts,
+            lambda i, best, *_: (
+                (i < self.restarts)
+                & ~(tf.constant(self.early_stop) & tf.reduce_all(best.fooled))
+            ),
             restart,
-            [tf.constant(0), images, nothing],
+            (tf.constant(0), *state, constant_count(images, 0)),
             parallel_iterations=1,
-        )[1]
+        )[1:]
 
-    def _run(self, logits_fn, loss_fn, images, seed):
-        norm = NORMS[self.norm]
+    def _once(self, logits_fn, goal, images, seed, gradients):
+        """Returns the last points of one run, and the gradients spent on each."""
+        start = self._start(images, seed)
+        if self.early_stop:
+            return self._ascend_until_fooled(logits_fn, goal, images, start, gradients)
+        return self._ascend(logits_fn, goal, images, start), gradients + self.steps
 
-        def project(adversarial):
-            delta = norm.project(adversarial - images, self.epsilon)
-            return tf.clip_by_value(images + delta, 0.0, 1.0)
+    def _start(self, images, seed):
+        if not self.random_start:
+            return images
+        noise = NORMS[self.norm].random(
+            tf.shape(images), self.epsilon, make_seed(seed)
+        )
+        return self._project(images, images + noise)
 
+    def _ascend(self, logits_fn, goal, images, start):
         def step(i, adversarial):
-            _, gradient = value_and_gradient(logits_fn, loss_fn, adversarial)
-            direction = norm.ascent_direction(gradient)
-            return i + 1, project(adversarial + self.step_size * direction)
+            return i + 1, self._step(logits_fn, goal, images, adversarial)[0]
 
-        start = images
-        if self.random_start:
-            start = project(images + norm.random(tf.shape(images), self.epsilon, seed))
         # `tf.while_loop` keeps the graph small. A random network must see the steps in
         # order, hence one iteration at a time.
         return tf.while_loop(
@@ -118,3 +162,45 @@ class PGD(Attack):
             [tf.constant(0), start],
             parallel_iterations=1,
         )[1]
+
+    def _ascend_until_fooled(self, logits_fn, goal, images, start, gradients):
+        def step(i, adversarial, gradients, going):
+            rows = rows_of(going)
+            point, count = gather((adversarial, gradients), rows)
+            stepped, share = self._step(
+                logits_fn, goal.take(rows), tf.gather(images, rows), point
+            )
+            fooled = share > 0.5
+            point = tf.where(per_example(fooled, point), point, stepped)
+            return i + 1, *scatter(
+                (adversarial, gradients, going), rows, (point, count + 1, ~fooled)
+            )
+
+        return tf.while_loop(
+            lambda i, *state: (i < self.steps) & tf.reduce_any(state[-1]),
+            step,
+            (tf.constant(0), start, gradients, tf.fill(tf.shape(images)[:1], True)),
+            parallel_iterations=1,
+        )[1:3]
+
+    def _step(self, logits_fn, goal, images, adversarial):
+        """Returns the next points, and the share of the draws these ones fool."""
+        (_, share), gradient = value_and_gradient(
+            logits_fn,
+            lambda logits: [goal.cross_entropy(logits), goal.fooled(logits)],
+            adversarial,
+        )
+        direction = NORMS[self.norm].ascent_direction(gradient)
+        return self._project(images, adversarial + self.step_size * direction), share
+
+    def _project(self, images, adversarial):
+        delta = NORMS[self.norm].project(adversarial - images, self.epsilon)
+        return tf.clip_by_value(images + delta, 0.0, 1.0)
+
+
+def _judge(logits_fn, goal, images):
+    return expected_loss(
+        logits_fn,
+        lambda logits: [goal.cross_entropy(logits), goal.fooled(logits)],
+        images,
+    )
