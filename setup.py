@@ -10,6 +10,9 @@ VERSION = re.search(
     r'^__version__ = "(.+)"$', (ROOT / "pni_tf/__init__.py").read_text(), re.MULTILINE
 ).group(1)
 
+# Of examples/, which attack an export with them.
+ATTACK_TOOLS = ["adversarial-robustness-toolbox>=1.20", "foolbox>=3.3.4"]
+
 setup(
     name="pni_tf",
     version=VERSION,
@@ -44,7 +47,8 @@ setup(
     ],
     extras_require={
         "and-cuda": ["tensorflow[and-cuda]>=2.21,<2.22"],
-        "test": ["pytest>=8", "ruff>=0.6"],
+        "examples": ATTACK_TOOLS,
+        "test": ["pytest>=8", "ruff>=0.6", *ATTACK_TOOLS],
     },
     entry_points={
         "console_scripts": [
