@@ -12,8 +12,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from pni_tf.attacks.diagnosis import gradient_warnings
 from pni_tf.conversion import noise_wrappers, strip_pni
 from pni_tf.training import PNIAdversarialModel, check_logits
+from pni_tf.validation import validate_labels
 
 
 def export_saved_model(model: keras.Model, directory: str | os.PathLike) -> None:
@@ -127,6 +129,7 @@ class Target:
         stochastic: Whether two calls on the same images differ.
         noise_free: The twin without noise, or None where there is no noise to turn off.
         warnings: What the probe found that makes attacks on it misleading.
+        labels_only: Whether the logits are but the one-hot predicted label.
         reseed: Callable from an integer that makes the following draws repeatable, or
             None.
     """
@@ -138,6 +141,7 @@ class Target:
     stochastic: bool
     noise_free: "Target | None" = None
     warnings: tuple[str, ...] = ()
+    labels_only: bool = False
     reseed: Callable[[int], None] | None = dataclasses.field(default=None, repr=False)
     # An exported model's variables are deleted when nothing refers to it any more.
     source: object = dataclasses.field(default=None, repr=False, compare=False)
@@ -146,11 +150,43 @@ class Target:
         """Returns int64 labels `[N]` of one draw: all that a label-only attack sees."""
         return tf.argmax(self.logits(tf.convert_to_tensor(images)), -1).numpy()
 
+    def frozen(self, seed: int = 0) -> "Target":
+        """Returns the deterministic target that repeats one draw of the noise.
+
+        Attacks that fail even here are defeated by something else than randomness.
+
+        Args:
+            seed: Seed of the draw.
+
+        Raises:
+            ValueError: If the target cannot be reseeded.
+        """
+        if self.reseed is None:
+            raise ValueError(
+                "Freezing one draw needs a target that can be reseeded: a network or "
+                f"an export of pni_tf. Received: {self.name!r}"
+            )
+
+        def logits(images):
+            self.reseed(seed)
+            return self.logits(images)
+
+        return dataclasses.replace(
+            self,
+            name=f"{self.name} (draw {seed})",
+            logits=logits,
+            stochastic=False,
+            noise_free=None,
+            reseed=None,
+        )
+
 
 def load_target(
     source: keras.Model | str | os.PathLike | Callable,
     *,
     image_shape: tuple[int, int, int] | None = None,
+    num_classes: int | None = None,
+    labels_only: bool = False,
 ) -> Target:
     """Returns a model as the target of attacks, and probes it once.
 
@@ -158,6 +194,9 @@ def load_target(
         source: A Keras model, a `.keras` file, a SavedModel directory, a run directory
             of `bin/train`, or a callable from images to logits.
         image_shape: `(H, W, C)`; needed for a callable only.
+        num_classes: K; needed with `labels_only`.
+        labels_only: Whether `source` is a callable, in any framework, from a NumPy
+            array of images to integer labels `[N]`, such as a remote service.
 
     Returns:
         The target, with its warnings.
@@ -174,6 +213,8 @@ def load_target(
     """
     if isinstance(source, PNIAdversarialModel):
         source = source.model
+    if labels_only:
+        return _oracle_target(source, image_shape, num_classes)
     if isinstance(source, keras.Model):
         return _keras_target(source, source.name)
     if isinstance(source, (str, os.PathLike)):
@@ -193,11 +234,7 @@ def load_target(
             "`source` must be a Keras model, a path or a callable. "
             f"Received: source={source!r}"
         )
-    if image_shape is None or len(image_shape) != 3:
-        raise ValueError(
-            "A callable has no known input: give `image_shape=(H, W, C)`. "
-            f"Received: image_shape={image_shape}"
-        )
+    _check_image_shape(image_shape)
     return _probed(source, image_shape, name=getattr(source, "__name__", repr(source)))
 
 
@@ -220,6 +257,43 @@ def load_model(path: str | os.PathLike) -> keras.Model:
     except Exception as error:  # Keras raises many kinds for a damaged file
         reason = str(error).strip().splitlines() or [repr(error)]
         raise ValueError(f"Cannot load {str(path)!r}: {reason[0]}") from error
+
+
+def _check_image_shape(image_shape):
+    if image_shape is None or len(image_shape) != 3:
+        raise ValueError(
+            "A callable has no known input: give `image_shape=(H, W, C)`. "
+            f"Received: image_shape={image_shape}"
+        )
+
+
+def _oracle_target(oracle, image_shape, num_classes):
+    """Wraps a function from images to labels; its logits are one-hot."""
+    if not callable(oracle):
+        raise ValueError(
+            "With `labels_only`, `source` must be a callable from images to integer "
+            f"labels. Received: source={oracle!r}"
+        )
+    _check_image_shape(image_shape)
+    if num_classes is None:
+        raise ValueError("With `labels_only`, give `num_classes` as well")
+
+    def labels_of(images):
+        labels = np.asarray(oracle(images))
+        return validate_labels(labels, num_classes, num_examples=len(images))
+
+    def logits(images):
+        labels = tf.numpy_function(labels_of, [images], tf.int64)
+        return tf.ensure_shape(tf.one_hot(labels, num_classes), [None, num_classes])
+
+    target = _probed(
+        logits, image_shape, name=getattr(oracle, "__name__", repr(oracle))
+    )
+    warning = (
+        "only the labels are known: use transfer, substitute or random search; other "
+        "attacks need logits"
+    )
+    return dataclasses.replace(target, warnings=(warning,), labels_only=True)
 
 
 def _keras_target(model, name):
@@ -329,40 +403,20 @@ def _probed(logits, image_shape, *, warnings=(), **fields):
     warnings = list(warnings)
     generator = np.random.default_rng(0)
     images = tf.constant(generator.uniform(size=(8, *image_shape)), tf.float32)
-    with tf.GradientTape() as tape:
-        tape.watch(images)
-        outputs = logits(images)
-        if not tf.is_tensor(outputs):
-            raise ValueError(
-                "A target returns a TensorFlow tensor of logits [N, K]. "
-                f"Received: {type(outputs).__name__}"
-            )
-        if outputs.shape.rank != 2 or outputs.shape[0] != len(images):
-            raise ValueError(
-                "A target returns logits [N, K] for images [N, H, W, C]. "
-                f"Received: shape {outputs.shape} for N = {len(images)}"
-            )
-        if not np.isfinite(outputs).all():
-            raise ValueError(f"The logits of {fields['name']!r} are not finite")
-        # The predicted label: the gradient of any other survives saturated logits.
-        losses = tf.nn.sparse_softmax_cross_entropy_with_logits(
-            tf.argmax(outputs, -1), tf.cast(outputs, tf.float32)
+    outputs = logits(images)
+    if not tf.is_tensor(outputs):
+        raise ValueError(
+            "A target returns a TensorFlow tensor of logits [N, K]. "
+            f"Received: {type(outputs).__name__}"
         )
-    gradient = tape.gradient(losses, images)
-    if gradient is None:
-        warnings.append(
-            "no gradient with respect to the images: white-box attacks cannot work; "
-            "use attacks that need no gradient"
+    if outputs.shape.rank != 2 or outputs.shape[0] != len(images):
+        raise ValueError(
+            "A target returns logits [N, K] for images [N, H, W, C]. "
+            f"Received: shape {outputs.shape} for N = {len(images)}"
         )
-    elif not np.isfinite(gradient).all():
-        warnings.append("the gradient with respect to the images is not finite")
-    else:
-        dead = float(np.mean(np.max(np.abs(gradient), axis=(1, 2, 3)) < 1e-10))
-        if dead > 0:
-            warnings.append(
-                f"the gradient vanishes on {dead:.0%} of the probe's images: "
-                "gradient-based attacks overrate this model"
-            )
+    if not np.isfinite(outputs).all():
+        raise ValueError(f"The logits of {fields['name']!r} are not finite")
+    warnings += gradient_warnings(logits, images)
     values = outputs.numpy()
     if (values >= 0).all() and np.allclose(values.sum(-1), 1, atol=1e-3):
         warnings.append(

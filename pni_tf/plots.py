@@ -123,6 +123,41 @@ def plot_accuracies(
     return figure
 
 
+def plot_curves(
+    curves: dict[str, dict[float, tuple[float, float]]],
+    *,
+    xlabel: str,
+    title: str = "",
+) -> Figure:
+    """Draws the accuracy over a setting of the attack, one line for each network.
+
+    Args:
+        curves: From the name of a network to its points: from the value of the setting
+            to the mean and the standard deviation of the accuracy, in `[0, 1]`.
+        xlabel: Name of the setting.
+        title: Title of the figure.
+    """
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    colours = _shades(len(curves))
+    for (name, points), colour in zip(curves.items(), colours, strict=True):
+        points = dict(sorted(points.items()))
+        means, stds = 100 * np.array(list(points.values())).reshape(-1, 2).T
+        axes.errorbar(
+            list(points), means, stds, color=colour, marker="o", capsize=2, label=name
+        )
+    values = [value for points in curves.values() for value in points]
+    if min(values) > 0 and max(values) > 8 * min(values):
+        axes.set_xscale("log")
+        ticks = sorted(set(values))
+        axes.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks])
+        axes.minorticks_off()
+    axes.set(xlabel=xlabel, ylabel="accuracy (%)", ylim=(-3, 103), title=title)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return figure
+
+
 def _shades(count):
     from matplotlib import colormaps
 

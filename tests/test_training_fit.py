@@ -15,6 +15,7 @@ import tensorflow as tf
 from keras import layers as kl
 
 from pni_tf import FGSM, PGD, Attack, PNIAdversarialModel, inject_pni, strip_pni
+from pni_tf.attacks import Outcome
 from pni_tf.conversion import noise_wrappers
 
 METRICS = {
@@ -33,9 +34,9 @@ class Negative(Attack):
 
     traces: list = dataclasses.field(default_factory=list)
 
-    def perturb(self, logits_fn, images, labels, *, seed=None):
+    def run(self, logits_fn, images, labels, *, targets=None, seed=None):
         self.traces.append(images.shape)
-        return 1.0 - images
+        return Outcome(1.0 - images, None, None, None)
 
 
 @pytest.fixture(params=["one device", "two devices"])
@@ -210,9 +211,9 @@ class SeedRecorder(Attack):
 
     seeds: list = dataclasses.field(default_factory=list)
 
-    def perturb(self, logits_fn, images, labels, *, seed=None):
+    def run(self, logits_fn, images, labels, *, targets=None, seed=None):
         tf.numpy_function(lambda s: self.seeds.append(tuple(s.tolist())), [seed], [])
-        return images
+        return Outcome(images, None, None, None)
 
 
 def test_each_step_and_each_device_has_a_random_start_of_its_own(scope):

@@ -9,6 +9,7 @@ import pytest
 from keras import layers as kl
 
 from pni_tf import FGSM, PGD, Attack, PNIAdversarialModel, inject_pni
+from pni_tf.attacks import Outcome
 from pni_tf.conversion import noise_wrappers
 
 RATE = 0.5
@@ -32,10 +33,10 @@ class Recorder(Attack):
 
     calls: list = dataclasses.field(default_factory=list)
 
-    def perturb(self, logits_fn, images, labels, *, seed=None):
+    def run(self, logits_fn, images, labels, *, targets=None, seed=None):
         logits = [logits_fn(images).numpy() for _ in range(3)]
         self.calls.append((labels.numpy(), logits))
-        return 1.0 - images
+        return Outcome(1.0 - images, None, None, None)
 
 
 def examples(classes=2):

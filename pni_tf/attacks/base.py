@@ -4,7 +4,7 @@ import abc
 import dataclasses
 import numbers
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import tensorflow as tf
 
@@ -42,7 +42,12 @@ class Attack(abc.ABC):
 
     A subclass is a frozen dataclass, so `repr` shows every setting and
     `dataclasses.replace` makes a variant.
+
+    Attributes:
+        needs_gradient: Whether the attack differentiates the network that it is given.
     """
+
+    needs_gradient: ClassVar[bool] = True
 
     @abc.abstractmethod
     def run(

@@ -1,11 +1,21 @@
-"""The balls that bound a perturbation: projection, steepest ascent, random start."""
+"""The balls that bound a perturbation: projection, steepest ascent, random points."""
 
 import tensorflow as tf
 
 _TINY = 1e-12  # keeps the normalisation of a zero gradient finite
 
 
-class Linf:
+class _Norm:
+    """A norm of the perturbation of an image."""
+
+    @classmethod
+    def clip(cls, images, adversarial, epsilon):
+        """Returns the adversarial images moved into the ball and into [0, 1]."""
+        delta = cls.project(adversarial - images, epsilon)
+        return tf.clip_by_value(images + delta, 0.0, 1.0)
+
+
+class Linf(_Norm):
     """Every pixel changes by at most epsilon."""
 
     @staticmethod
@@ -21,7 +31,7 @@ class Linf:
         return tf.random.stateless_uniform(shape, seed, -epsilon, epsilon)
 
 
-class L2:
+class L2(_Norm):
     """The Euclidean norm of an image's perturbation is at most epsilon."""
 
     @staticmethod

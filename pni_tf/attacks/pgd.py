@@ -145,10 +145,9 @@ class PGD(Attack):
     def _start(self, images, seed):
         if not self.random_start:
             return images
-        noise = NORMS[self.norm].random(
-            tf.shape(images), self.epsilon, make_seed(seed)
-        )
-        return self._project(images, images + noise)
+        norm = NORMS[self.norm]
+        noise = norm.random(tf.shape(images), self.epsilon, make_seed(seed))
+        return norm.clip(images, images + noise, self.epsilon)
 
     def _ascend(self, logits_fn, goal, images, start):
         def step(i, adversarial):
@@ -190,12 +189,9 @@ class PGD(Attack):
             lambda logits: [goal.cross_entropy(logits), goal.fooled(logits)],
             adversarial,
         )
-        direction = NORMS[self.norm].ascent_direction(gradient)
-        return self._project(images, adversarial + self.step_size * direction), share
-
-    def _project(self, images, adversarial):
-        delta = NORMS[self.norm].project(adversarial - images, self.epsilon)
-        return tf.clip_by_value(images + delta, 0.0, 1.0)
+        norm = NORMS[self.norm]
+        stepped = adversarial + self.step_size * norm.ascent_direction(gradient)
+        return norm.clip(images, stepped, self.epsilon), share
 
 
 def _judge(logits_fn, goal, images):

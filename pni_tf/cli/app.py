@@ -163,6 +163,29 @@ def import_tensorflow() -> None:
         assert keras
 
 
+def define_data_flags(
+    group: str, *, dataset: str | None = None, dataset_help: str
+) -> None:
+    """Defines --dataset, --data_dir and --download.
+
+    Args:
+        group: Heading of the flags in the help.
+        dataset: Default of --dataset.
+        dataset_help: Help of --dataset.
+    """
+    flags.DEFINE_string("dataset", dataset, dataset_help, module_name=group)
+    flags.DEFINE_string(
+        "data_dir",
+        None,
+        "Folder of TensorFlow Datasets; by default $TFDS_DATA_DIR, else "
+        "~/tensorflow_datasets.",
+        module_name=group,
+    )
+    flags.DEFINE_bool(
+        "download", False, "Download the dataset if it is missing.", module_name=group
+    )
+
+
 def integers(name: str, values: list[str]) -> list[int]:
     """Returns the positive integers of a list flag.
 

@@ -4,14 +4,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import tensorflow as tf
-from tqdm import tqdm
 
 from pni_tf import plots
 from pni_tf.callbacks import HistoryFile
+from pni_tf.cli.evaluation import evaluate_columns
 from pni_tf.cli.run_directory import RunDirectory
 from pni_tf.cli.training import training_attack
 from pni_tf.data import Dataset
-from pni_tf.evaluation import evaluate_robustness, report, standard_scenarios
+from pni_tf.evaluation import report, standard_scenarios
 from pni_tf.export import Target, export_saved_model, load_model, load_target
 
 
@@ -50,20 +50,14 @@ def evaluate(
         step_size_of={settings.attack_steps: settings.attack_step_size},
     )
     count = settings.eval_examples
-    columns = {}
-    for name, target in targets.items():
-        columns[name] = evaluate_robustness(
-            target,
-            dataset.test.images_float()[:count],
-            dataset.test.labels[:count],
-            scenarios,
-            draws=settings.eval_draws,
-            seed=settings.seed,
-            progress=lambda batches, row, name=name: tqdm(
-                batches, desc=f"{name}: {row}", leave=False, disable=None
-            ),
-        )
-    return columns
+    return evaluate_columns(
+        targets,
+        dataset.test.images_float()[:count],
+        dataset.test.labels[:count],
+        scenarios,
+        draws=settings.eval_draws,
+        seed=settings.seed,
+    )
 
 
 def _targets(settings, directory, undefended, target):
@@ -126,18 +120,13 @@ def _write(settings, directory, columns, figures):
         training_seed=settings.seed,
     )
     pictures = "\n\n".join(f"![{f.stem}]({f.name})" for f in figures)
-    settings_used = "\n".join(
-        f"- {result.scenario.name}: `{result.scenario.attack}`"
-        for result in next(iter(columns.values()))
-        if result.scenario.attack is not None
-    )
     report.write_text(
         directory.report,
         f"# {directory.path.name}\n\n"
         f"{settings.model} on {settings.dataset}, trained with `--flagfile=flags.cfg`; "
         "see [flags.cfg](flags.cfg).\n\n"
         f"{report.format_table(columns)}\n\n{report.describe(columns)}\n\n"
-        f"{settings_used}\n\n{pictures}\n",
+        f"{report.format_settings(columns)}\n\n{pictures}\n",
     )
 
 

@@ -7,6 +7,8 @@ from types import SimpleNamespace
 
 from absl import flags
 
+from pni_tf.cli import app
+
 DATA = "Data"
 MODEL = "Model and noise"
 ADVERSARIAL = "Adversarial training"
@@ -106,25 +108,11 @@ def _all_flags():
 
 
 def _data():
-    flags.DEFINE_string(
-        "dataset",
-        "digits",
-        "digits (comes with scikit-learn), mnist, fashion_mnist, kmnist, cifar10, "
-        "cifar100 or svhn.",
-        module_name=DATA,
-    )
-    flags.DEFINE_string(
-        "data_dir",
-        None,
-        "Folder of TensorFlow Datasets; by default $TFDS_DATA_DIR, else "
-        "~/tensorflow_datasets.",
-        module_name=DATA,
-    )
-    flags.DEFINE_bool(
-        "download",
-        False,
-        "Download the dataset if it is not in that folder.",
-        module_name=DATA,
+    app.define_data_flags(
+        DATA,
+        dataset="digits",
+        dataset_help="digits (comes with scikit-learn), mnist, fashion_mnist, kmnist, "
+        "cifar10, cifar100 or svhn.",
     )
     flags.DEFINE_integer(
         "train_examples",

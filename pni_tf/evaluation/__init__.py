@@ -1,10 +1,32 @@
 """Robust accuracy with honest accounting for random networks."""
 
-from pni_tf.evaluation.robustness import (
-    Result,
-    Scenario,
-    evaluate_robustness,
+from pni_tf.evaluation.checklist import Checklist, run_checklist
+from pni_tf.evaluation.curves import CURVES, evaluate_curve
+from pni_tf.evaluation.results import Result, Scenario, union, worst_cases
+from pni_tf.evaluation.robustness import evaluate_robustness
+from pni_tf.evaluation.store import ResultStore
+from pni_tf.evaluation.suites import (
+    paper_suite,
+    scenario_of,
     standard_scenarios,
+    strong_suite,
+    transfer_from,
 )
 
-__all__ = ["Result", "Scenario", "evaluate_robustness", "standard_scenarios"]
+__all__ = [
+    "CURVES",
+    "Checklist",
+    "Result",
+    "ResultStore",
+    "Scenario",
+    "evaluate_curve",
+    "evaluate_robustness",
+    "paper_suite",
+    "run_checklist",
+    "scenario_of",
+    "standard_scenarios",
+    "strong_suite",
+    "transfer_from",
+    "union",
+    "worst_cases",
+]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pni_tf.evaluation.robustness import Result
+from pni_tf.evaluation.results import Result
 
 # A table: from the name of a column (a network) to its results, one for each row.
 Columns = dict[str, list[Result]]
@@ -21,6 +21,11 @@ _CSV_COLUMNS = (
     "correct_draws",
     "draws",
     "predictions",
+    "claimed",
+    "l2",
+    "linf",
+    "queries",
+    "gradients",
 )
 
 
@@ -38,11 +43,28 @@ def format_table(columns: Columns) -> str:
             for results in columns.values()
         ]
         lines.append([row, *map(_cell, found)])
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    lines.insert(1, ["-" * width for width in widths])
-    return "\n".join(
-        "| " + " | ".join(map(str.ljust, line, widths)) + " |" for line in lines
-    )
+    return _aligned(lines)
+
+
+def format_costs(columns: Columns) -> str:
+    """Returns a Markdown table of what each attack claims, achieves and costs.
+
+    Claimed is the share of the images that the attack takes for fooled, on the draws
+    that found them; upheld is the share of those claims that fresh draws confirm. The
+    norms are means over the claimed images, the costs over all.
+    """
+    lines = [
+        [
+            *("network", "attack", "claimed (%)", "upheld (%)", "mean L2", "mean Linf"),
+            *("queries", "gradients"),
+        ]
+    ]
+    for network, results in columns.items():
+        for result in results:
+            repeats = not result.stochastic and result.scenario.expectation > 1
+            if result.claimed is not None and not repeats:
+                lines.append([network, result.scenario.name, *_costs(result.summary())])
+    return _aligned(lines) if len(lines) > 1 else ""
 
 
 def describe(columns: Columns) -> str:
@@ -52,12 +74,45 @@ def describe(columns: Columns) -> str:
     if not any(result.stochastic for result in results):
         return f"{sentence} The networks are deterministic, so one pass scores each."
     draws = max(result.draws for result in results)
-    return (
-        f"{sentence} Each adversarial image is found once and scored on fresh draws of "
-        f"the noise: mean ± standard deviation of {draws} single draws; a "
-        "deterministic network has one. EOT-k: the attack averages over k draws of a "
-        "random network."
+    sentence += (
+        " Each adversarial image is found once and scored on fresh draws of the noise: "
+        f"mean ± standard deviation of {draws} single draws; a deterministic network "
+        "has one."
     )
+    names = [result.scenario.name for result in results]
+    if any("EOT-" in name for name in names):
+        sentence += (
+            " EOT-k: the attack averages over k draws of a random network's noise."
+        )
+    if any("worst case" in name for name in names):
+        sentence += (
+            " Worst case: for each image the attack that does best on other draws than "
+            "those that score it."
+        )
+    return sentence
+
+
+def format_settings(columns: Columns) -> str:
+    """Returns a Markdown list of the attacks with all their settings."""
+    lines = {}
+    for network, results in columns.items():
+        for result in results:
+            scenario = result.scenario
+            if scenario.attack is not None:
+                draws = scenario.expectation if result.stochastic else 1
+                extra = f", expectation over {draws} draws" if draws > 1 else ""
+                line = f"{scenario.name}: `{scenario.attack}`{extra}"
+                lines.setdefault(line, []).append(network)
+    return "\n".join(f"- {', '.join(n)}: {line}" for line, n in lines.items())
+
+
+def format_warnings(results: Iterable[Result]) -> str:
+    """Returns a line for each warning, with the rows that it is about."""
+    rows = {}
+    for result in results:
+        for warning in result.warnings:
+            rows.setdefault(warning, {})[result.scenario.name] = None
+    return "\n".join(f"warning: {', '.join(n)}: {text}" for text, n in rows.items())
 
 
 def write_json(path: str | os.PathLike, columns: Columns, **details) -> None:
@@ -81,8 +136,9 @@ def write_json(path: str | os.PathLike, columns: Columns, **details) -> None:
 def write_csv(path: str | os.PathLike, columns: Columns) -> None:
     """Writes one line for each image, network and scenario.
 
-    The columns are network, scenario, image (its index), label, correct_draws, draws
-    and predictions (the label of each draw, separated by spaces).
+    The columns are network, scenario, image (its index), label, correct_draws, draws,
+    predictions (the label of each draw, separated by spaces), and for an attack its
+    claim (1 or 0), the norms of the perturbation, queries and gradient evaluations.
     """
     scratch = Path(path).with_suffix(".unfinished")
     with scratch.open("w", newline="") as file:
@@ -120,7 +176,43 @@ def _per_example(network: str, result: Result) -> Iterable[list]:
             correct[i],
             result.draws,
             " ".join(map(str, result.predictions[:, i])),
+            *_attack_cells(result, i),
         ]
+
+
+def _attack_cells(result, i):
+    if result.claimed is None:
+        return [""] * 5
+    return [
+        int(result.claimed[i]),
+        f"{result.l2[i]:.6g}",
+        f"{result.linf[i]:.6g}",
+        result.queries[i],
+        result.gradients[i],
+    ]
+
+
+def _costs(summary):
+    def cell(name, form, scale=1):
+        value = summary[name]
+        return "-" if value is None else format(scale * value, form)
+
+    return [
+        f"{100 * (1 - summary['claimed_accuracy']):.2f}",
+        cell("upheld", ".2f", 100),
+        cell("l2_mean_of_claimed", ".4g"),
+        cell("linf_mean_of_claimed", ".4g"),
+        cell("queries_mean", ",.0f"),
+        cell("gradients_mean", ",.0f"),
+    ]
+
+
+def _aligned(lines):
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    lines.insert(1, ["-" * width for width in widths])
+    return "\n".join(
+        "| " + " | ".join(map(str.ljust, line, widths)) + " |" for line in lines
+    )
 
 
 def _cell(result):

@@ -1,168 +1,19 @@
 """Robust accuracy: adversarial examples are found on some draws, scored on others."""
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Callable, Iterator
 
 import numpy as np
 import tensorflow as tf
 
-from pni_tf.attacks import FGSM, PGD, Attack, ExpectationOverNoise
+from pni_tf.attacks import ExpectationOverNoise, Outcome, gradient_warnings
 from pni_tf.attacks.base import check_number
+from pni_tf.evaluation.results import Result, Scenario
+from pni_tf.evaluation.store import ResultStore
 from pni_tf.export import Target
 from pni_tf.validation import validate_images, validate_labels
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Scenario:
-    """What to do to the images before they are scored.
-
-    Args:
-        name: What the tables call it.
-        attack: The attack, or None for clean images.
-        expectation: Draws of the expectation over noise that the attack sees. A
-            deterministic target is attacked without one, since all draws are equal.
-    """
-
-    name: str
-    attack: Attack | None = None
-    expectation: int = 1
-
-    def __post_init__(self):
-        check_number("expectation", self.expectation, minimum=1, integer=True)
-
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        """Why the attack may be weaker than its name says."""
-        if isinstance(self.attack, PGD) and not self.attack.reaches_boundary:
-            return (
-                f"{self.name}: steps * step_size = "
-                f"{self.attack.steps * self.attack.step_size:.4g} is less than "
-                f"2 * epsilon = {2 * self.attack.epsilon:.4g}, so the attack cannot "
-                "cross its ball",
-            )
-        return ()
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Result:
-    """The outcome of one scenario on one target.
-
-    Attributes:
-        scenario: The scenario.
-        target: Name of the target.
-        stochastic: Whether the target is random.
-        labels: int64 `[N]`, the true labels.
-        predictions: int64 `[draws, N]`: the label that each fresh draw gives to each
-            (adversarial) image. Weight noise is one draw for each batch of images.
-        seed: The seed of the evaluation.
-    """
-
-    scenario: Scenario
-    target: str
-    stochastic: bool
-    labels: np.ndarray
-    predictions: np.ndarray
-    seed: int
-
-    @property
-    def draws(self) -> int:
-        return len(self.predictions)
-
-    @property
-    def accuracies(self) -> np.ndarray:
-        """The accuracy of each draw, float64 `[draws]` in `[0, 1]`."""
-        return np.mean(self.predictions == self.labels, axis=1)
-
-    @property
-    def mean(self) -> float:
-        """Mean of the single-draw accuracies."""
-        return float(np.mean(self.accuracies))
-
-    @property
-    def std(self) -> float:
-        """Standard deviation (N - 1) of the single-draw accuracies; 0 for one draw."""
-        return float(np.std(self.accuracies, ddof=1)) if self.draws > 1 else 0.0
-
-    @property
-    def vote(self) -> float:
-        """Accuracy of the majority vote; a tie goes to the smallest class index."""
-        classes = int(max(self.predictions.max(), self.labels.max())) + 1
-        counts = sum(np.eye(classes, dtype=int)[draw] for draw in self.predictions)
-        return float(np.mean(np.argmax(counts, axis=1) == self.labels))
-
-    @property
-    def worst(self) -> float:
-        """Share of the images that every draw classifies correctly."""
-        return float(np.mean(np.all(self.predictions == self.labels, axis=0)))
-
-    def summary(self) -> dict:
-        """Returns the numbers with everything needed to read them, for JSON."""
-        return {
-            "scenario": self.scenario.name,
-            "target": self.target,
-            "attack": repr(self.scenario.attack),
-            "expectation": self.scenario.expectation if self.stochastic else 1,
-            "stochastic": self.stochastic,
-            "images": len(self.labels),
-            "draws": self.draws,
-            "seed": self.seed,
-            "accuracy_mean": self.mean,
-            "accuracy_std": self.std,
-            "accuracy_vote": self.vote,
-            "accuracy_worst": self.worst,
-            "warnings": list(self.scenario.warnings),
-        }
-
-
-def standard_scenarios(
-    *,
-    epsilon: float,
-    steps: tuple[int, ...] = (7, 40),
-    expectation: int = 20,
-    step_size: float | None = None,
-    step_size_of: dict[int, float] | None = None,
-    norm: str = "linf",
-    restarts: int = 1,
-) -> list[Scenario]:
-    """Returns the rows of the standard table.
-
-    They are: clean images, FGSM (Linf only), PGD for each number of steps, and the
-    last PGD again with expectation over noise.
-
-    Args:
-        epsilon: Radius of the ball, in the units of the images.
-        steps: Numbers of PGD steps.
-        expectation: Draws of the expectation over noise; 1 leaves that row out.
-        step_size: Step size of PGD; None takes `2.5 * epsilon / steps`, with which the
-            attack can cross its ball.
-        step_size_of: Step sizes for some numbers of steps, such as that of training.
-        norm: `"linf"` or `"l2"`.
-        restarts: Restarts of PGD.
-    """
-    scenarios = [Scenario(name="clean")]
-    if norm == "linf":
-        scenarios.append(Scenario(name="FGSM", attack=FGSM(epsilon=epsilon)))
-    for count in steps:
-        check_number("steps", count, minimum=1, integer=True)
-        size = step_size
-        if size is None:
-            size = (step_size_of or {}).get(count, 2.5 * epsilon / count)
-        attack = PGD(
-            epsilon=epsilon,
-            step_size=size,
-            steps=count,
-            norm=norm,
-            restarts=restarts,
-        )
-        scenarios.append(Scenario(name=f"PGD-{count}", attack=attack))
-    if expectation > 1 and steps:
-        last = scenarios[-1]
-        scenarios.append(
-            dataclasses.replace(
-                last, name=f"{last.name} EOT-{expectation}", expectation=expectation
-            )
-        )
-    return scenarios
 
 
 def evaluate_robustness(
@@ -174,12 +25,15 @@ def evaluate_robustness(
     draws: int = 5,
     batch_size: int = 128,
     seed: int = 0,
+    store: ResultStore | None = None,
     progress: Callable[[Iterator, str], Iterator] | None = None,
 ) -> list[Result]:
     """Attacks a target and scores the adversarial images on fresh draws.
 
     Each adversarial image is found once, on draws of its own, and then classified by
-    `draws` further forward passes. A deterministic target is scored once.
+    `draws` further forward passes; and by five times as many others, from which `union`
+    learns which attack is the worst for the image. A deterministic target is scored
+    once. A row depends on its own settings and the seed, not on the other rows.
 
     Args:
         target: What `load_target` returns.
@@ -189,6 +43,8 @@ def evaluate_robustness(
         draws: Number of draws that score each image.
         batch_size: Images in a batch.
         seed: Seed of the noise, where the target can be reseeded, and of the attacks.
+        store: Takes the arrays of each finished batch and scenario, and gives back
+            those of an earlier evaluation with the same settings.
         progress: Wraps the iterator over batches, as
             `lambda batches, name: tqdm(batches, desc=name)` does.
 
@@ -210,42 +66,104 @@ def evaluate_robustness(
     check_number("batch_size", batch_size, minimum=1, integer=True)
     images = validate_images(images, image_shape=target.image_shape)
     labels = validate_labels(labels, target.num_classes, num_examples=len(images))
-    if target.reseed is not None:
-        target.reseed(seed)
+    common = {
+        "images": hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest(),
+        "draws": draws if target.stochastic else 1,
+        "batch_size": batch_size,
+        "seed": seed,
+    }
+    gradients = ()
+    if any(scenario.gradient_based for scenario in scenarios):
+        batch = slice(batch_size)
+        gradients = gradient_warnings(target.logits, images[batch], labels[batch])
     results = []
-    for number, scenario in enumerate(scenarios):
-        twin = next((r for r in results if r.scenario.attack == scenario.attack), None)
+    for scenario in scenarios:
+        warnings = [*target.warnings, *scenario.warnings(target.stochastic)]
+        if scenario.gradient_based:
+            warnings += gradients
+        fields = {
+            "scenario": scenario,
+            "target": target.name,
+            "stochastic": target.stochastic,
+            "labels": labels,
+            "seed": seed,
+            "warnings": tuple(dict.fromkeys(warnings)),
+        }
+        twin = next((r for r in results if _same_attack(r.scenario, scenario)), None)
         if twin is not None and not target.stochastic:  # expectation changes nothing
-            results.append(dataclasses.replace(twin, scenario=scenario))
+            results.append(dataclasses.replace(twin, **fields))
             continue
-        attack_and_score = _compiled(target, scenario)
-        starts = range(0, len(images), batch_size)
-        predictions = []
-        for i in progress(starts, scenario.name) if progress else starts:
-            batch = slice(i, i + batch_size)
-            predictions.append(
-                attack_and_score(
-                    tf.constant(images[batch]),
-                    tf.constant(labels[batch]),
-                    tf.constant([seed, number * 2**32 + i], tf.int64),
-                    tf.constant(draws if target.stochastic else 1),
-                ).numpy()
-            )
-        results.append(
-            Result(
-                scenario=scenario,
-                target=target.name,
-                stochastic=target.stochastic,
-                labels=labels,
-                predictions=np.concatenate(predictions, axis=1),
-                seed=seed,
-            )
-        )
+        arrays = _arrays(target, images, labels, scenario, common, store, progress)
+        if store is not None:
+            arrays.pop("images", None)
+        results.append(Result(**fields, **arrays))
     return results
 
 
+def _same_attack(a, b):
+    return (a.attack, a.target_rule) == (b.attack, b.target_rule)
+
+
+def _arrays(target, images, labels, scenario, common, store, progress):
+    """Returns the arrays of a `Result`, from the store where it has them."""
+    settings = {
+        **common,
+        "attack": repr(scenario.attack),
+        "target_rule": scenario.target_rule,
+        "expectation": scenario.expectation if target.stochastic else 1,
+    }
+    arrays = store.read(scenario.name, settings) if store else None
+    if arrays is not None:
+        return arrays
+    attack_and_score = None
+    starts = range(0, len(images), common["batch_size"])
+    parts = []
+    for start in progress(starts, scenario.name) if progress else starts:
+        part = store.read_batch(scenario.name, start, settings) if store else None
+        if part is None:
+            if attack_and_score is None:  # traced only if there is something to do
+                attack_and_score = _compiled(target, scenario)
+            batch = slice(start, start + common["batch_size"])
+            seeds = _seeds(settings, start)
+            if target.reseed is not None:
+                target.reseed(seeds[0])
+            part = attack_and_score(
+                tf.constant(images[batch]),
+                tf.constant(labels[batch]),
+                tf.constant(seeds[1:], tf.int64),
+                tf.constant(common["draws"]),
+            )
+            part = {name: value.numpy() for name, value in part.items()}
+            if store:
+                store.write_batch(scenario.name, start, settings, part)
+        parts.append(part)
+    arrays = {
+        name: np.concatenate([part[name] for part in parts], axis=_AXES.get(name, 0))
+        for name in parts[0]
+    }
+    if store:
+        store.write(scenario.name, settings, arrays)
+    return arrays
+
+
+_AXES = {"predictions": 1, "selection": 1}  # of the images; 0 for other arrays
+# Attacks may be nearly equal; a choice between them by few draws is mostly noise.
+_SELECTION = 5
+
+
+def _seeds(settings, start):
+    """Returns three integers that follow from the settings of a row and its batch.
+
+    A batch that is computed later, or without the batches and rows before it, so sees
+    the same noise.
+    """
+    text = json.dumps([settings, start], sort_keys=True).encode()
+    digest = hashlib.sha256(text).digest()
+    return [int.from_bytes(digest[i : i + 4], "big") >> 1 for i in (0, 4, 8)]
+
+
 def _compiled(target, scenario):
-    """Returns one graph that attacks a batch and classifies it `draws` times."""
+    """Returns one graph that attacks a batch and classifies it on fresh draws."""
     logits = target.logits
     attacked = logits
     if target.stochastic and scenario.expectation > 1:
@@ -260,14 +178,57 @@ def _compiled(target, scenario):
         ]
     )
     def attack_and_score(images, labels, seed, draws):
+        arrays, adversarial = {}, images
         if scenario.attack is not None:
-            images = scenario.attack.perturb(attacked, images, labels, seed=seed)
-        return tf.map_fn(
-            lambda _: tf.argmax(logits(images), -1),
-            tf.range(draws),
-            fn_output_signature=tf.int64,
-            parallel_iterations=1,
-        )
+            aims = _aims(scenario.target_rule, attacked, images, labels, seed)
+            outcome = scenario.attack.run(
+                attacked, images, labels, targets=aims, seed=seed
+            )
+            adversarial = outcome.images
+            arrays = _describe(images, outcome)
+            if aims is not None:
+                arrays["aims"] = aims
+
+        def classify(draws):
+            return tf.map_fn(
+                lambda _: tf.argmax(logits(adversarial), -1),
+                tf.range(draws),
+                fn_output_signature=tf.int64,
+                parallel_iterations=1,
+            )
+
+        arrays["predictions"] = classify()
+        arrays["selection"] = classify() if target.stochastic else arrays["predictions"]
+        return arrays
 
     # Traced here, once: calls of a fresh function each time look like retracing.
     return attack_and_score.get_concrete_function()
+
+
+def _describe(images, outcome: Outcome):
+    change = tf.reshape(outcome.images - images, [tf.shape(images)[0], -1])
+    return {
+        "images": outcome.images,
+        "claimed": outcome.found,
+        "l2": tf.norm(change, axis=1),
+        "linf": tf.reduce_max(tf.abs(change), axis=1),
+        "queries": outcome.queries,
+        "gradients": outcome.gradients,
+    }
+
+
+def _aims(rule, logits_fn, images, labels, seed):
+    """Returns the class that a targeted attack aims at for each image, or None."""
+    if rule is None:
+        return None
+    logits = logits_fn(images)
+    classes = tf.shape(logits, tf.int64)[1]
+    if rule == "next":
+        return (labels + 1) % classes
+    if rule == "random":
+        shift = tf.random.stateless_uniform(
+            tf.shape(labels), seed, 1, classes, tf.int64
+        )
+        return (labels + shift) % classes
+    own = tf.one_hot(labels, tf.cast(classes, tf.int32), on_value=1e9, off_value=0.0)
+    return tf.argmin(logits + own, -1)

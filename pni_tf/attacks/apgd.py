@@ -1,0 +1,272 @@
+"""Auto-PGD: projected gradient ascent that adapts its step size to each image."""
+
+import dataclasses
+import itertools
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from pni_tf.attacks.base import (
+    Attack,
+    Outcome,
+    check_choice,
+    check_number,
+    constant_count,
+    draws_of,
+    fold_in,
+    make_seed,
+    per_example,
+    value_and_gradient,
+)
+from pni_tf.attacks.goals import Goal
+from pni_tf.attacks.norms import NORMS
+from pni_tf.attacks.selection import Best, gather, rows_of, scatter
+
+LOSSES = ("ce", "dlr", "dlr-targeted")
+_MOMENTUM = 0.75  # share of the new step; the rest goes to the previous move
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class APGD(Attack):
+    """Auto-PGD on the cross-entropy or on the difference of logits ratio (DLR).
+
+    There is no step size to choose. It starts at `2 * epsilon` and halves, for each
+    image on its own, where the loss no longer rises; the ascent then goes on from the
+    best point. With an `ExpectationOverNoise`, the loss, the gradient, the best point
+    and the verdict are all averages over the draws. (The reference's mode for random
+    networks averages the gradient only, so its best point is a lucky draw.)
+
+    Args:
+        epsilon: Radius of the ball, in the units of the images (`[0, 1]`).
+        steps: Number of gradient evaluations of a run.
+        norm: `"linf"` or `"l2"`.
+        loss: `"ce"`, `"dlr"` (at least 3 classes), or `"dlr-targeted"` (at least 4):
+            an untargeted attack that tries the likeliest wrong classes one by one.
+            Given `targets`, both forms of DLR are the targeted one.
+        target_classes: Number of classes that `"dlr-targeted"` tries.
+        restarts: Number of runs, for each class tried.
+        rho: Share of the steps between two checkpoints that must raise the loss.
+        early_stop: Whether an image is left alone once it fools the network; right for
+            deterministic networks only.
+
+    Raises:
+        ValueError: If an argument is out of its range, or the network has too few
+            classes for the loss.
+
+    Example:
+
+    >>> attack = APGD(epsilon=8 / 255, steps=100, loss="dlr")
+    >>> adversarial = attack.perturb(ExpectationOverNoise(model), images, labels)
+
+    Reference: https://arxiv.org/abs/2003.01690, algorithm 1 and section 4.
+    """
+
+    epsilon: float = 8 / 255
+    steps: int = 100
+    norm: str = "linf"
+    loss: str = "ce"
+    target_classes: int = 9
+    restarts: int = 1
+    rho: float = 0.75
+    early_stop: bool = False
+
+    def __post_init__(self):
+        check_number("epsilon", self.epsilon, minimum=0)
+        check_number("steps", self.steps, minimum=1, integer=True)
+        check_number("target_classes", self.target_classes, minimum=1, integer=True)
+        check_number("restarts", self.restarts, minimum=1, integer=True)
+        check_number("rho", self.rho, minimum=0)
+        check_choice("norm", self.norm, tuple(NORMS))
+        check_choice("loss", self.loss, LOSSES)
+
+    @property
+    def checkpoints(self) -> list[int]:
+        """The steps, counted from 1, after which step sizes are reviewed.
+
+        The first interval is 0.22 of the steps; each next one is shorter by 0.03 of
+        them, down to 0.06.
+        """
+        length = max(int(0.22 * self.steps), 1)
+        shortest = max(int(0.06 * self.steps), 1)
+        decrease = max(int(0.03 * self.steps), 1)
+        found = [length]
+        while True:
+            length = max(length - decrease, shortest)
+            if found[-1] + length > self.steps:
+                return found
+            found.append(found[-1] + length)
+
+    def run(self, logits_fn, images, labels, *, targets=None, seed=None):
+        images, goal = tf.cast(images, tf.float32), Goal.of(labels, targets)
+        seed, draws = make_seed(seed), draws_of(logits_fn)
+        runs, queries, order = self.restarts, 0, None
+        if self.loss == "dlr-targeted" and targets is None:
+            logits = logits_fn(images)
+            queries = draws
+            order = _likeliest_wrong(logits, goal.labels)
+            self._check_classes(logits, 4)
+            classes = min(self.target_classes, logits.shape[1] - 1)
+            runs *= classes
+
+        def one(i, best, gradients):
+            rows = tf.range(tf.shape(images, tf.int64)[0])
+            if self.early_stop:
+                rows = rows_of(~best.fooled)
+            part, count = gather((best, gradients), rows)
+            some, towards = goal.take(rows), goal.take(rows)
+            if order is not None:
+                towards = Goal(some.labels, tf.gather(order, rows)[:, i % classes])
+            found, count = self._once(
+                logits_fn, some, towards, tf.gather(images, rows), fold_in(seed, i)
+            )
+            part = part.update(
+                found.images, tf.cast(found.fooled, tf.float32), found.loss
+            )
+            gradients = tf.tensor_scatter_nd_add(gradients, rows[:, None], count)
+            return i + 1, scatter(best, rows, part), gradients
+
+        _, best, gradients = tf.while_loop(
+            lambda i, best, _: (
+                (i < runs)
+                & ~(tf.constant(self.early_stop) & tf.reduce_all(best.fooled))
+            ),
+            one,
+            (tf.constant(0), Best.none(images), constant_count(images, 0)),
+            parallel_iterations=1,
+        )
+        return Outcome(
+            best.images,
+            best.fooled,
+            constant_count(images, queries),
+            gradients * draws,
+        )
+
+    def _once(self, logits_fn, goal, towards, images, seed):
+        """Makes one run: returns its best points and the gradients spent on each."""
+
+        def evaluate(goal, towards, points):
+            def values(logits):
+                if self.loss != "ce":
+                    self._check_classes(logits, 3 if towards.targets is None else 4)
+                loss = towards.cross_entropy if self.loss == "ce" else towards.dlr
+                return [loss(logits), goal.fooled(logits)]
+
+            (loss, share), gradient = value_and_gradient(logits_fn, values, points)
+            return loss, share, gradient
+
+        norm = NORMS[self.norm]
+        noise = norm.random(tf.shape(images), self.epsilon, seed)
+        start = norm.clip(images, images + noise, self.epsilon)
+        loss, share, gradient = evaluate(goal, towards, start)
+        best = Best.none(start).update(start, share, loss)
+        state = _State.start(start, loss, gradient, 2 * self.epsilon)
+        going = ~(best.fooled & self.early_stop)
+
+        def step(i, state, best, going, count):
+            rows = rows_of(going)
+            now, part, spent, image = gather((state, best, count, images), rows)
+            move = norm.clip(
+                image,
+                now.point
+                + per_example(now.step, image) * norm.ascent_direction(now.gradient),
+                self.epsilon,
+            )
+            inertia = tf.where(i == 1, 1.0, _MOMENTUM)
+            point = now.point + inertia * (move - now.point)
+            point += (1 - inertia) * (now.point - now.previous)
+            point = norm.clip(image, point, self.epsilon)
+            loss, share, gradient = evaluate(goal.take(rows), towards.take(rows), point)
+            now = now.advance(point, loss, gradient)
+            now = tf.cond(
+                tf.reduce_any(i == tf.constant(self.checkpoints)),
+                lambda: now.review(self._needed(i)),
+                lambda: now,
+            )
+            part = part.update(point, share, loss)
+            state, best, count = scatter(
+                (state, best, count), rows, (now, part, spent + 1)
+            )
+            return i + 1, state, best, ~(best.fooled & self.early_stop), count
+
+        _, _, best, _, count = tf.while_loop(
+            lambda i, state, best, going, _: (i < self.steps) & tf.reduce_any(going),
+            step,
+            (tf.constant(1), state, best, going, constant_count(images, 1)),
+            parallel_iterations=1,
+        )
+        return best, count
+
+    def _needed(self, step):
+        """Returns how many steps of the interval that ends here must raise the loss."""
+        ends = [0, *self.checkpoints]
+        lengths = [b - a for a, b in itertools.pairwise(ends)]
+        at = tf.argmax(tf.cast(tf.constant(ends[1:]) == step, tf.int32))
+        return self.rho * tf.cast(tf.gather(lengths, at), tf.float32)
+
+    def _check_classes(self, logits, minimum):
+        if logits.shape[1] is not None and logits.shape[1] < minimum:
+            raise ValueError(
+                f"The {'targeted ' if minimum == 4 else ''}DLR loss needs at least "
+                f"{minimum} classes: use loss='ce'. "
+                f"Received: logits of {logits.shape[1]} classes"
+            )
+
+
+class _State(NamedTuple):
+    """Where a run stands, one entry for each image."""
+
+    point: tf.Tensor
+    previous: tf.Tensor
+    gradient: tf.Tensor
+    loss: tf.Tensor
+    step: tf.Tensor
+    raised: tf.Tensor  # steps since the last checkpoint that raised the loss
+    # By loss alone: the ascent goes on from here, whatever fools the network.
+    top_point: tf.Tensor
+    top_gradient: tf.Tensor
+    top_loss: tf.Tensor
+    top_loss_before: tf.Tensor  # at the last checkpoint
+    just_halved: tf.Tensor
+
+    @classmethod
+    def start(cls, point, loss, gradient, step):
+        zeros = tf.zeros_like(loss)
+        return cls(
+            *(point, point, gradient, loss, zeros + step, zeros),
+            *(point, gradient, loss, loss, tf.ones_like(loss, tf.bool)),
+        )
+
+    def advance(self, point, loss, gradient):
+        higher = loss > self.top_loss
+        wide = per_example(higher, point)
+        return self._replace(
+            point=point,
+            previous=self.point,
+            gradient=gradient,
+            loss=loss,
+            raised=self.raised + tf.cast(loss > self.loss, tf.float32),
+            top_point=tf.where(wide, point, self.top_point),
+            top_gradient=tf.where(wide, gradient, self.top_gradient),
+            top_loss=tf.maximum(loss, self.top_loss),
+        )
+
+    def review(self, needed):
+        """Halves the step of images that stall, and returns them to their best."""
+        stuck = ~self.just_halved & (self.top_loss <= self.top_loss_before)
+        halve = (self.raised <= needed) | stuck
+        wide = per_example(halve, self.point)
+        return self._replace(
+            point=tf.where(wide, self.top_point, self.point),
+            gradient=tf.where(wide, self.top_gradient, self.gradient),
+            step=tf.where(halve, self.step / 2, self.step),
+            raised=tf.zeros_like(self.raised),
+            top_loss_before=self.top_loss,
+            just_halved=halve,
+        )
+
+
+def _likeliest_wrong(logits, labels):
+    """Returns the wrong classes of each image from the likeliest on, `[N, K - 1]`."""
+    own = tf.one_hot(labels, tf.shape(logits)[1], on_value=-1e9, off_value=0.0)
+    order = tf.argsort(tf.cast(logits, tf.float32) + own, direction="DESCENDING")
+    return tf.cast(order[:, :-1], tf.int64)

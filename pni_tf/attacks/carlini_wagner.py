@@ -1,0 +1,207 @@
+"""The L2 attack of Carlini and Wagner."""
+
+import dataclasses
+
+import tensorflow as tf
+
+from pni_tf.attacks.base import (
+    Attack,
+    Outcome,
+    check_number,
+    constant_count,
+    draws_of,
+    expected_loss,
+    per_example,
+    value_and_gradient,
+)
+from pni_tf.attacks.binary_search import BinarySearch, Smallest
+from pni_tf.attacks.goals import Goal
+from pni_tf.attacks.selection import gather, rows_of, scatter
+
+_INSIDE = 0.999999  # keeps arctanh finite at black and white pixels
+_BETA_1, _BETA_2, _TINY = 0.9, 0.999, 1e-8  # Adam's
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CarliniWagnerL2(Attack):
+    """The smallest L2 perturbation that fools the network, sought by Adam.
+
+    Minimises `||x' - x||^2 + c * max(0, Z_y - max_{i != y} Z_i + kappa)` over
+    `x' = (tanh(w) + 1) / 2`, with a binary search for `c`. Each image has its own `c`,
+    its own Adam and its own early stop, so its result does not depend on the rest of
+    the batch; images that have stopped are left out of the computation.
+
+    On a random network, success judged on the draw that found it is worthless: among
+    thousands of iterates, some fool a lucky draw with hardly any perturbation. With an
+    `ExpectationOverNoise`, a point counts only if `agreement` of the draws are fooled,
+    and of as many fresh draws again.
+
+    An image that is already misclassified gets a perturbation of about zero. A failure
+    returns the image unchanged.
+
+    Args:
+        confidence: kappa: the margin by which the network must be fooled.
+        learning_rate: Of Adam, in tanh space.
+        steps: Most iterations for one value of `c`.
+        binary_search_steps: Number of values of `c`. With 10 or more, the last is the
+            smallest that succeeded.
+        initial_const: The first `c`.
+        abort_early: Whether an image leaves an iteration early, when over a tenth of
+            the steps its loss has not fallen below 0.9999 of what it was.
+        agreement: Share of the draws that a point must fool, in `(0, 1]`.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+
+    Example:
+
+    >>> attack = CarliniWagnerL2(steps=1000)
+    >>> outcome = attack.run(ExpectationOverNoise(model), images, labels)
+    >>> outcome.images[outcome.found]
+
+    Reference: https://arxiv.org/abs/1608.04644, section VI.A; the paper's eq. 13.
+    """
+
+    confidence: float = 0.0
+    learning_rate: float = 1e-2
+    steps: int = 1000
+    binary_search_steps: int = 9
+    initial_const: float = 1e-3
+    abort_early: bool = True
+    agreement: float = 0.9
+
+    def __post_init__(self):
+        check_number("confidence", self.confidence, minimum=0)
+        check_number("learning_rate", self.learning_rate, minimum=0)
+        check_number("steps", self.steps, minimum=1, integer=True)
+        check_number(
+            "binary_search_steps", self.binary_search_steps, minimum=1, integer=True
+        )
+        check_number("initial_const", self.initial_const, minimum=0)
+        if not 0 < self.agreement <= 1:
+            raise ValueError(
+                "`agreement` is a share of the draws, in (0, 1]. "
+                f"Received: agreement={self.agreement!r}"
+            )
+
+    def run(self, logits_fn, images, labels, *, targets=None, seed=None):
+        images, goal = tf.cast(images, tf.float32), Goal.of(labels, targets)
+
+        def search_step(i, search, best, queries, gradients):
+            if self.binary_search_steps >= 10:
+                last = i == self.binary_search_steps - 1
+                search = tf.cond(last, search.at_upper, lambda: search)
+            best, succeeded, *costs = self._minimise(
+                logits_fn, goal, images, search.c, best, [queries, gradients]
+            )
+            return i + 1, search.update(succeeded), best, *costs
+
+        _, _, best, queries, gradients = tf.while_loop(
+            lambda i, *_: i < self.binary_search_steps,
+            search_step,
+            (
+                tf.constant(0),
+                BinarySearch.start(tf.shape(images)[0], self.initial_const),
+                Smallest.none(images),
+                constant_count(images, 0),
+                constant_count(images, 0),
+            ),
+            parallel_iterations=1,
+        )
+        draws = draws_of(logits_fn)
+        return Outcome(best.images, best.found, queries * draws, gradients * draws)
+
+    def _minimise(self, logits_fn, goal, images, c, best, costs):
+        """Runs Adam for one `c` per image.
+
+        Returns the best points, whether this `c` succeeded, and the costs so far.
+        """
+        review = max(self.steps // 10, 1)
+
+        def step(i, state):
+            rows = rows_of(state["going"])
+            now, image, own = gather((state, images, c), rows)
+            some = goal.take(rows)
+            tanh = tf.tanh(now["w"])
+            candidate = (tanh + 1) / 2
+            (hinge, share), gradient = value_and_gradient(
+                logits_fn,
+                lambda logits: [self._hinge(some, logits), self._share(some, logits)],
+                candidate,
+            )
+            distance = tf.reduce_sum((candidate - image) ** 2, [1, 2, 3])
+            accepted = share >= self.agreement
+            nearer = accepted & (distance < now["best"].distance)
+            queries = now["queries"]
+            if draws_of(logits_fn) > 1:
+                accepted &= ~nearer | self._confirm(logits_fn, some, candidate, nearer)
+                queries += tf.cast(nearer, tf.int64)
+
+            gradient = 2 * (candidate - image) + per_example(own, image) * gradient
+            gradient *= (1 - tanh**2) / 2
+            t = tf.cast(i + 1, tf.float32)
+            mean = _BETA_1 * now["mean"] + (1 - _BETA_1) * gradient
+            square = _BETA_2 * now["square"] + (1 - _BETA_2) * gradient**2
+            scale = tf.sqrt(square / (1 - _BETA_2**t)) + _TINY
+            move = self.learning_rate * mean / (1 - _BETA_1**t) / scale
+
+            loss = distance + own * hinge
+            due = self.abort_early & (i % review == 0)
+            after = {
+                "w": now["w"] - move,
+                "mean": mean,
+                "square": square,
+                "best": now["best"].update(candidate, accepted, distance),
+                "succeeded": now["succeeded"] | accepted,
+                "going": ~(due & (loss > 0.9999 * now["reference"])),
+                "reference": tf.where(due, loss, now["reference"]),
+                "queries": queries,
+                "gradients": now["gradients"] + 1,
+            }
+            return i + 1, scatter(state, rows, after)
+
+        count = tf.shape(images)[:1]
+        start = {
+            "w": tf.atanh((2 * images - 1) * _INSIDE),
+            "mean": tf.zeros_like(images),
+            "square": tf.zeros_like(images),
+            "best": best,
+            "succeeded": tf.fill(count, False),
+            "going": tf.fill(count, True),
+            "reference": tf.fill(count, float("inf")),
+            "queries": costs[0],
+            "gradients": costs[1],
+        }
+        _, end = tf.while_loop(
+            lambda i, state: (i < self.steps) & tf.reduce_any(state["going"]),
+            step,
+            (tf.constant(0), start),
+            parallel_iterations=1,
+        )
+        return end["best"], end["succeeded"], end["queries"], end["gradients"]
+
+    def _hinge(self, goal, logits):
+        return tf.maximum(0.0, self.confidence - goal.margin(logits))
+
+    def _share(self, goal, logits):
+        """Returns 1.0 where the goal is reached with the margin asked for."""
+        fooled = goal.fooled(logits)
+        if self.confidence == 0:
+            return fooled
+        return fooled * tf.cast(goal.margin(logits) >= self.confidence, tf.float32)
+
+    def _confirm(self, logits_fn, goal, candidates, claimed):
+        """Returns where a second vote, on fresh draws, agrees with a claim."""
+
+        def vote():
+            rows = rows_of(claimed)
+            some = goal.take(rows)
+            share = expected_loss(
+                logits_fn,
+                lambda logits: self._share(some, logits),
+                tf.gather(candidates, rows),
+            )
+            agrees = share >= self.agreement
+            return tf.tensor_scatter_nd_update(claimed, rows[:, None], agrees)
+
+        return tf.cond(tf.reduce_any(claimed), vote, lambda: claimed)

@@ -1,0 +1,109 @@
+"""Random search: the attack that knows nothing of the network."""
+
+import dataclasses
+from typing import ClassVar
+
+import tensorflow as tf
+
+from pni_tf.attacks.base import (
+    Attack,
+    LogitsFn,
+    Outcome,
+    check_choice,
+    check_number,
+    constant_count,
+    draws_of,
+    expected_loss,
+    fold_in,
+    make_seed,
+)
+from pni_tf.attacks.goals import Goal
+from pni_tf.attacks.norms import NORMS
+from pni_tf.attacks.selection import Best, gather, rows_of, scatter
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RandomSearch(Attack):
+    """Tries uniformly random points of the ball.
+
+    It needs no gradient and follows no path, so nothing can mislead it. It is a check
+    of the other attacks: one that does worse than this does not work on the network.
+
+    Each image keeps a point that fools the network, else the one with the largest
+    margin. With the same seed, more samples contain the fewer, so on a deterministic
+    network they never do worse.
+
+    Args:
+        epsilon: Radius of the ball, in the units of the images (`[0, 1]`).
+        samples: Number of points, each a query.
+        norm: `"linf"` or `"l2"`.
+        early_stop: Whether an image is left alone once it fools the network. Right for
+            deterministic networks only: fooling one draw of a random network proves
+            little.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+
+    Example:
+
+    >>> attack = RandomSearch(epsilon=8 / 255, samples=1000)
+    >>> outcome = attack.run(model, images, labels)
+
+    Reference: https://arxiv.org/abs/1802.00420, section 3.1, names random search that
+    succeeds where gradients fail as a sign of masked gradients.
+    """
+
+    needs_gradient: ClassVar[bool] = False
+
+    epsilon: float = 8 / 255
+    samples: int = 1000
+    norm: str = "linf"
+    early_stop: bool = False
+
+    def __post_init__(self):
+        check_number("epsilon", self.epsilon, minimum=0)
+        check_number("samples", self.samples, minimum=1, integer=True)
+        check_choice("norm", self.norm, tuple(NORMS))
+
+    def run(self, logits_fn, images, labels, *, targets=None, seed=None):
+        images, goal = tf.cast(images, tf.float32), Goal.of(labels, targets)
+        seed, draws = make_seed(seed), draws_of(logits_fn)
+        none = constant_count(images, 0)
+
+        def sample(i, best, queries):
+            noise = NORMS[self.norm].random(
+                tf.shape(images), self.epsilon, fold_in(seed, i)
+            )
+            points = tf.clip_by_value(images + noise, 0.0, 1.0)
+            rows = searched(best, self.early_stop)
+            points, part, asked = gather((points, best, queries), rows)
+            loss, share = judge(logits_fn, goal.take(rows), points)
+            part = part.update(points, share, loss)
+            return i + 1, *scatter((best, queries), rows, (part, asked + draws))
+
+        _, best, queries = tf.while_loop(
+            lambda i, best, _: (i < self.samples) & going(best, self.early_stop),
+            sample,
+            (tf.constant(0), Best.none(images), none),
+            parallel_iterations=1,
+        )
+        return Outcome(best.images, best.fooled, queries, none)
+
+
+def judge(logits_fn: LogitsFn, goal: Goal, images: tf.Tensor):
+    """Returns the mean margin `[N]`, and the share of the draws that are fooled."""
+    return expected_loss(
+        logits_fn, lambda logits: [goal.margin(logits), goal.fooled(logits)], images
+    )
+
+
+def searched(best: Best, early_stop: bool) -> tf.Tensor:
+    """Returns the rows still searched: with `early_stop`, those that do not fool."""
+    if early_stop:
+        return rows_of(~best.fooled)
+    return tf.range(tf.shape(best.fooled, tf.int64)[0])
+
+
+def going(best: Best, early_stop: bool) -> tf.Tensor:
+    """Returns whether any image is still searched."""
+    return ~(tf.constant(early_stop) & tf.reduce_all(best.fooled))

@@ -1,0 +1,189 @@
+"""The Square attack: random search with square-shaped changes."""
+
+import dataclasses
+from typing import ClassVar
+
+import tensorflow as tf
+
+from pni_tf.attacks.base import (
+    Attack,
+    Outcome,
+    check_number,
+    constant_count,
+    draws_of,
+    fold_in,
+    make_seed,
+)
+from pni_tf.attacks.goals import Goal
+from pni_tf.attacks.random_search import going, judge, searched
+from pni_tf.attacks.selection import Best, gather, scatter
+
+# The fraction of the pixels halves after each of these squares out of 10,000.
+_HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Square(Attack):
+    """Random search in the Linf ball by squares; it needs no gradient.
+
+    It starts from vertical stripes of ±epsilon. Each step sets a random square to
+    ±epsilon, one sign a channel, and keeps it where the margin rises. Every pixel of
+    the result has changed by ±epsilon, or as far as `[0, 1]` allows.
+
+    The squares shrink from `initial_fraction` of the pixels to 1/512 of it, on a
+    schedule stretched to the number of queries. All images are searched at once, with
+    squares of their own. The graph has the same size for any number of queries.
+
+    Differences from the authors' code: targeted attacks use the margin, not the
+    cross-entropy; squares reach the last row and column, as in the paper's algorithm 2;
+    signs that would change nothing get one of them turned, not all drawn anew.
+
+    Args:
+        epsilon: Largest change of a pixel, in the units of the images (`[0, 1]`).
+        queries: Evaluations of each image. With `ExpectationOverNoise` each costs a
+            forward pass for every draw, and the mean margin counts.
+        initial_fraction: Share of the pixels in the first squares, in `(0, 1]`.
+        early_stop: Whether an image is left alone once it fools the network. Right for
+            deterministic networks only: fooling one draw of a random network proves
+            little.
+        reevaluate: For random networks. The margin with which an image was kept is a
+            lucky draw that few later ones beat. With this, each step evaluates the kept
+            image again beside the new one, in one forward pass: weight noise is then
+            the same for both. Both count, so there are half as many squares.
+
+    Raises:
+        ValueError: If an argument is out of its range, or `early_stop` and `reevaluate`
+            are combined.
+
+    Example:
+
+    >>> attack = Square(epsilon=8 / 255, queries=5000)
+    >>> outcome = attack.run(model, images, labels)
+
+    Reference: https://arxiv.org/abs/1912.00049, algorithms 1 and 2.
+    """
+
+    needs_gradient: ClassVar[bool] = False
+
+    epsilon: float = 8 / 255
+    queries: int = 5000
+    initial_fraction: float = 0.8
+    early_stop: bool = False
+    reevaluate: bool = False
+
+    def __post_init__(self):
+        check_number("epsilon", self.epsilon, minimum=0)
+        check_number(
+            "queries", self.queries, minimum=2 if self.reevaluate else 1, integer=True
+        )
+        check_number("initial_fraction", self.initial_fraction, minimum=0)
+        if not 0 < self.initial_fraction <= 1:
+            raise ValueError(
+                "`initial_fraction` must be above 0 and at most 1. "
+                f"Received: initial_fraction={self.initial_fraction!r}"
+            )
+        if self.early_stop and self.reevaluate:
+            raise ValueError(
+                "`early_stop` is for deterministic networks and `reevaluate` for "
+                "random ones: choose one"
+            )
+
+    @property
+    def _squares(self):
+        return self.queries // 2 if self.reevaluate else self.queries - 1
+
+    def run(self, logits_fn, images, labels, *, targets=None, seed=None):
+        images, goal = tf.cast(images, tf.float32), Goal.of(labels, targets)
+        seed, draws = make_seed(seed), draws_of(logits_fn)
+        stripes = self._stripes(images, fold_in(seed, 0))
+        if self.reevaluate:  # the first step evaluates the stripes
+            best, queries = Best.none(stripes), constant_count(images, 0)
+        else:
+            loss, share = judge(logits_fn, goal, stripes)
+            best = Best.none(images).update(stripes, share, loss)
+            queries = constant_count(images, draws)
+        compare = self._compare_afresh if self.reevaluate else self._compare
+
+        def step(i, best, queries):
+            proposals = self._propose(i, images, best.images, fold_in(seed, i + 1))
+            rows = searched(best, self.early_stop)
+            proposals, part, asked = gather((proposals, best, queries), rows)
+            part = compare(logits_fn, goal.take(rows), part, proposals)
+            asked += 2 * draws if self.reevaluate else draws
+            return i + 1, *scatter((best, queries), rows, (part, asked))
+
+        _, best, queries = tf.while_loop(
+            lambda i, best, _: (i < self._squares) & going(best, self.early_stop),
+            step,
+            (tf.constant(0), best, queries),
+            parallel_iterations=1,
+        )
+        return Outcome(best.images, best.fooled, queries, constant_count(images, 0))
+
+    @staticmethod
+    def _compare(logits_fn, goal, best, proposals):
+        loss, share = judge(logits_fn, goal, proposals)
+        return best.update(proposals, share, loss)
+
+    @staticmethod
+    def _compare_afresh(logits_fn, goal, best, proposals):
+        """Keeps the better of two by their margins in the same forward pass."""
+        pairs = tf.stack([best.images, proposals], axis=1)
+        both = tf.reshape(pairs, tf.concat([[-1], tf.shape(proposals)[1:]], 0))
+        loss, share = judge(logits_fn, goal.repeat(2), both)
+        loss, share = tf.reshape(loss, [-1, 2]), tf.reshape(share, [-1, 2])
+        best = Best(best.images, share[:, 0] > 0.5, loss[:, 0])
+        return best.update(proposals, share[:, 1], loss[:, 1])
+
+    def _stripes(self, images, seed):
+        count, _, width, channels = tf.unstack(tf.shape(images))
+        signs = _random_signs([count, 1, width, channels], seed)
+        return self._moved(images, signs)
+
+    def _propose(self, i, images, current, seed):
+        """Returns the current images with a square of each set to ±epsilon."""
+        count, height, width, channels = tf.unstack(tf.shape(images))
+        seeds = tf.random.experimental.stateless_split(seed, 4)
+        side = self._side(i, height, width)
+        rows = _interval(count, height, side, seeds[0])[:, :, None, None]
+        columns = _interval(count, width, side, seeds[1])[:, None, :, None]
+        square = rows & columns
+
+        def paint(signs):
+            return tf.where(square, self._moved(images, signs), current)
+
+        signs = _random_signs([count, 1, 1, channels], seeds[2])
+        # A square of the same signs as before would waste the query.
+        same = tf.reduce_all(paint(signs) == current, axis=[1, 2, 3], keepdims=True)
+        channel = tf.random.stateless_uniform(
+            [count], seeds[3], maxval=channels, dtype=tf.int32
+        )
+        turned = tf.one_hot(channel, channels, on_value=-1.0, off_value=1.0)
+        return paint(tf.where(same, signs * turned[:, None, None, :], signs))
+
+    def _side(self, i, height, width):
+        """Returns the side in pixels of square number `i`, counted from 0."""
+        # As in the authors' code: out of the squares plus the stripes, rounded down.
+        progress = tf.cast(i, tf.int64) * 10_000 // (self._squares + 1)
+        halvings = tf.math.count_nonzero(progress > tf.constant(_HALVINGS, tf.int64))
+        fraction = self.initial_fraction / tf.cast(2**halvings, tf.float64)
+        pixels = fraction * tf.cast(height * width, tf.float64)
+        side = tf.cast(tf.round(tf.sqrt(pixels)), tf.int32)
+        return tf.clip_by_value(side, 1, tf.minimum(height, width))
+
+    def _moved(self, images, signs):
+        return tf.clip_by_value(images + self.epsilon * signs, 0.0, 1.0)
+
+
+def _random_signs(shape, seed):
+    bits = tf.random.stateless_uniform(shape, seed, maxval=2, dtype=tf.int32)
+    return tf.cast(2 * bits - 1, tf.float32)
+
+
+def _interval(count, size, side, seed):
+    """Returns bool `[count, size]`: a random interval of length `side` in each row."""
+    first = tf.random.stateless_uniform(
+        [count, 1], seed, maxval=size - side + 1, dtype=tf.int32
+    )
+    positions = tf.range(size)
+    return (positions >= first) & (positions < first + side)

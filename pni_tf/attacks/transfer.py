@@ -1,0 +1,90 @@
+"""Transfer: examples made on one network, aimed at another."""
+
+import dataclasses
+from typing import Any, ClassVar
+
+import tensorflow as tf
+
+from pni_tf.attacks.base import (
+    Attack,
+    Outcome,
+    constant_count,
+    draws_of,
+    expected_loss,
+)
+from pni_tf.attacks.goals import Goal
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
+class Transfer(Attack):
+    """Runs an attack on a source network, and judges the images by the target.
+
+    The target is the network given to `run` or `perturb`. Nothing but its verdict is
+    asked of it: no gradient, and one query an image (for each draw).
+
+    In the outcome, `found` is the target's vote and `queries` counts the target's
+    passes, all of them for the verdict. `gradients` counts those on the source, whose
+    queries are not reported: its owner is the attacker.
+
+    Args:
+        attack: What runs on the source.
+        source: The source: a callable from images to logits, or a `Target`. Wrap it in
+            `ExpectationOverNoise` to attack the expectation of a random source.
+        source_name: What `repr` shows for the source; by default its own name.
+
+    Raises:
+        ValueError: If `attack` is no attack, or `source` is neither callable nor a
+            target.
+
+    Example:
+
+    >>> attack = Transfer(attack=PGD(steps=40), source=load_target("runs/digits_plain"))
+    >>> outcome = attack.run(target.logits, images, labels)
+
+    Reference: https://arxiv.org/abs/1605.07277.
+    """
+
+    needs_gradient: ClassVar[bool] = False
+
+    attack: Attack
+    source: Any
+    source_name: str | None = None
+
+    def __post_init__(self):
+        if not isinstance(self.attack, Attack):
+            raise ValueError(
+                "`attack` must be a `pni_tf.Attack` such as `PGD()`. "
+                f"Received: attack={self.attack!r}"
+            )
+        if not callable(self._source_logits):
+            raise ValueError(
+                "`source` must be a callable from images to logits, or a target from "
+                f"`load_target`. Received: source={self.source!r}"
+            )
+
+    def __repr__(self):
+        source = self.source
+        name = self.source_name
+        for attribute in ("name", "__name__"):
+            name = name or getattr(source, attribute, None)
+        return f"Transfer(attack={self.attack!r}, source={name or repr(source)!r})"
+
+    @property
+    def _source_logits(self):
+        return getattr(self.source, "logits", self.source)  # of a Target
+
+    def run(self, logits_fn, images, labels, *, targets=None, seed=None):
+        goal, draws = Goal.of(labels, targets), draws_of(logits_fn)
+        outcome = self.attack.run(
+            self._source_logits, images, labels, targets=targets, seed=seed
+        )
+        share = expected_loss(logits_fn, goal.fooled, outcome.images)
+        queries = constant_count(outcome.images, draws)
+        return Outcome(outcome.images, share > 0.5, queries, outcome.gradients)
+
+    def perturb(self, logits_fn, images, labels, *, targets=None, seed=None):
+        # Without the verdict of `run`, so the target is not called at all.
+        images = tf.cast(images, tf.float32)
+        return self.attack.perturb(
+            self._source_logits, images, labels, targets=targets, seed=seed
+        )

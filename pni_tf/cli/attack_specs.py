@@ -1,0 +1,68 @@
+"""The little language of `--attacks`: `fgsm,pgd(steps=40,restarts=2),cw`."""
+
+import re
+from fractions import Fraction
+from typing import NamedTuple
+
+_ITEM = re.compile(r"([a-z][a-z0-9-]*)(?:\(([^()]*)\))?")
+
+
+class AttackSpec(NamedTuple):
+    """One attack of the list: its short name and the settings in parentheses."""
+
+    name: str
+    settings: dict[str, object]
+
+    def __str__(self):
+        settings = ", ".join(f"{key}={value}" for key, value in self.settings.items())
+        return f"{self.name}({settings})" if settings else self.name
+
+
+def parse_attacks(text: str, known: tuple[str, ...]) -> list[AttackSpec]:
+    """Returns the attacks of a comma-separated list.
+
+    Args:
+        text: Names, each with optional settings in parentheses. A value is an integer,
+            a number or fraction (`8/255`), true, false, none, or a word.
+        known: The names that may occur.
+
+    Raises:
+        ValueError: If the text does not have this form, or a name is unknown.
+    """
+    specs = []
+    for item in re.split(r",(?![^()]*\))", text):
+        match = _ITEM.fullmatch(item.strip())
+        if match is None or match[1] not in known:
+            raise ValueError(
+                "--attacks must be a list such as fgsm,pgd(steps=40,restarts=2),cw "
+                f"with names from: {', '.join(known)}. Received: {item.strip()!r}"
+            )
+        specs.append(AttackSpec(match[1], _settings(match[2] or "", item.strip())))
+    return specs
+
+
+def _settings(text, item):
+    settings = {}
+    for part in filter(None, map(str.strip, text.split(","))):
+        key, equals, value = map(str.strip, part.partition("="))
+        if not equals or not key.isidentifier() or not value:
+            raise ValueError(
+                "--attacks: settings look like (steps=40, epsilon=8/255). "
+                f"Received: {part!r} in {item!r}"
+            )
+        settings[key] = _value(value)
+    return settings
+
+
+def _value(text):
+    words = {"true": True, "false": False, "none": None}
+    if text.lower() in words:
+        return words[text.lower()]
+    try:
+        return int(text)
+    except ValueError:
+        pass
+    try:
+        return float(Fraction(text))
+    except (ValueError, ZeroDivisionError):
+        return text

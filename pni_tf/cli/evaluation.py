@@ -1,0 +1,222 @@
+"""The work of `bin/evaluate`, once its flags are parsed."""
+
+import json
+from types import SimpleNamespace
+
+from tqdm import tqdm
+
+from pni_tf import plots
+from pni_tf.attacks import make_attack
+from pni_tf.cli.evaluation_plan import Planner
+from pni_tf.data import load_dataset
+from pni_tf.evaluation import (
+    ResultStore,
+    Scenario,
+    evaluate_curve,
+    evaluate_robustness,
+    report,
+    run_checklist,
+    worst_cases,
+)
+from pni_tf.evaluation.store import file_digest, slug
+from pni_tf.export import Target, load_target
+
+
+def evaluate(settings: SimpleNamespace) -> None:
+    """Attacks what `settings` names, writes the results and prints the tables."""
+    targets, identities = _load(settings)
+    images, labels, held_out = _data(settings)
+    sources = {str(path): load_target(path) for path in settings.transfer_from}
+    # All are made before the first is run, so that a bad setting shows at once.
+    planner = Planner(settings, sources, images, held_out)
+    plans = {
+        name: planner.scenarios(name, target, identities[name])
+        for name, target in targets.items()
+    }
+    settings.output.mkdir(parents=True, exist_ok=True)
+    run = _Runner(settings, targets, identities, images, labels)
+    columns = {name: run.scenarios(name, plan) for name, plan in plans.items()}
+    columns = {
+        name: results + worst_cases(results) for name, results in columns.items()
+    }
+    curves = {
+        kind: {name: run.curve(name, kind) for name in targets}
+        for kind in settings.curves
+    }
+    checklist = None
+    if settings.checklist:
+        checklist = run.checklist(next(iter(targets)))
+    _write(settings, columns, curves, checklist)
+
+
+def evaluate_columns(
+    targets: dict[str, Target], images, labels, scenarios: list[Scenario], **options
+) -> report.Columns:
+    """Returns the results of the same scenarios on several targets.
+
+    Shows a progress bar where the output is a terminal.
+
+    Args:
+        targets: The targets, by the name of their column.
+        images: Float32 `[N, H, W, C]` in `[0, 1]`.
+        labels: Integers `[N]`.
+        scenarios: What to evaluate.
+        **options: Passed on to `evaluate_robustness`.
+    """
+    return {
+        name: evaluate_robustness(
+            target, images, labels, scenarios, progress=progress_bar(name), **options
+        )
+        for name, target in targets.items()
+    }
+
+
+def progress_bar(name: str):
+    """Returns the `progress` of `evaluate_robustness` for a column."""
+    return lambda batches, row: tqdm(
+        batches, desc=f"{name}: {row}", leave=False, disable=None
+    )
+
+
+class _Runner:
+    """Runs evaluations of the same images that share their options."""
+
+    def __init__(self, settings, targets, identities, images, labels):
+        self.settings, self.targets = settings, targets
+        self.identities, self.images, self.labels = identities, images, labels
+
+    def scenarios(self, name, plan):
+        target = self.targets[name]
+        return evaluate_robustness(
+            target, self.images, self.labels, plan, **self._options(name)
+        )
+
+    def curve(self, name, kind):
+        return evaluate_curve(
+            kind,
+            self.targets[name],
+            self.images,
+            self.labels,
+            attack=make_attack(
+                "pgd",
+                epsilon=self.settings.epsilons[0],
+                norm=self.settings.norm,
+            ),
+            expectation=max(self.settings.expectations),
+            **self._options(name, "curves"),
+        )
+
+    def checklist(self, name):
+        return run_checklist(
+            self.targets[name],
+            self.images,
+            self.labels,
+            epsilon=self.settings.epsilons[0],
+            expectation=max(self.settings.expectations),
+            twin=self.targets.get("twin"),
+            **self._options(name, "checklist"),
+        )
+
+    def _options(self, name, part="examples"):
+        identity = self.identities[name]
+        return {
+            "draws": self.settings.draws,
+            "batch_size": self.settings.batch_size,
+            "seed": self.settings.seed,
+            "store": ResultStore(self.settings.output / part / slug(name), identity),
+            "progress": progress_bar(name),
+        }
+
+
+def _load(settings):
+    """Returns the targets by the name of their column, and what identifies each."""
+    target = load_target(settings.model)
+    targets = {"model" if target.noise_free is None else "noise on": target}
+    if target.noise_free is not None:
+        targets["noise off"] = target.noise_free
+    identities = dict.fromkeys(targets, _digest(settings.model))
+    if settings.twin is not None:
+        targets["twin"] = load_target(settings.twin)
+        identities["twin"] = _digest(settings.twin)
+    return targets, identities
+
+
+def _digest(path):
+    model = path / "model.keras"  # of a run directory, in which other files change
+    return file_digest(model if model.exists() else path)
+
+
+def _data(settings):
+    """Returns the images to attack with their labels, and held-out images."""
+    test = load_dataset(
+        settings.dataset, data_dir=settings.data_dir, download=settings.download
+    ).test
+    images, labels = test.images_float(), test.labels
+    kept = 0
+    if any(spec.name == "substitute" for spec in settings.attacks):
+        kept = settings.substitute_images
+        if kept >= len(images):
+            raise ValueError(
+                f"--substitute_images={kept} leaves none of the {len(images)} test "
+                "images to attack"
+            )
+    last = len(images) - kept
+    count = min(settings.examples or last, last)
+    return images[:count], labels[:count], images[last:]
+
+
+def _write(settings, columns, curves, checklist):
+    """Writes every file of the results, and prints the tables."""
+    output = settings.output
+    title = f"{settings.model.name}, {settings.dataset}"
+    every = [r for results in columns.values() for r in results]
+    every += [
+        r for lines in curves.values() for line in lines.values() for r in line.values()
+    ]
+    warnings = report.format_warnings(every)
+    report.write_csv(output / "per_example.csv", columns)
+    report.write_json(
+        output / "evaluation.json",
+        columns,
+        model=str(settings.model),
+        dataset=settings.dataset,
+        warnings=warnings.splitlines(),
+        curves={
+            kind: {
+                name: {str(value): r.summary() for value, r in line.items()}
+                for name, line in lines.items()
+            }
+            for kind, lines in curves.items()
+        },
+    )
+    figures = {
+        "accuracies": plots.plot_accuracies(report.accuracies(columns), title=title)
+    }
+    for kind, lines in curves.items():
+        figures[f"curve_{kind}"] = plots.plot_curves(
+            {
+                name: {v: (r.mean, r.std) for v, r in line.items()}
+                for name, line in lines.items()
+            },
+            xlabel={"draws": "draws of the expectation over noise"}.get(kind, kind),
+            title=f"PGD, {title}",
+        )
+    for name, figure in figures.items():
+        figure.savefig(output / f"{name}.png", dpi=120)
+    parts = [report.format_table(columns), report.describe(columns)]
+    costs = report.format_costs(columns)
+    if costs:
+        parts.append(costs)
+    if checklist is not None:
+        content = json.dumps(checklist.to_json(), indent=2) + "\n"
+        report.write_text(output / "checklist.json", content)
+        parts.append(checklist.to_markdown())
+    if warnings:
+        parts.append(warnings)
+    pictures = [f"![{name}]({name}.png)" for name in figures]
+    settings_used = report.format_settings(columns)
+    report.write_text(
+        output / "report.md",
+        "\n\n".join([f"# {title}", *parts, settings_used, *pictures]) + "\n",
+    )
+    print("\n" + "\n\n".join(parts) + f"\n\nThe results are in {output}")

@@ -1,0 +1,146 @@
+"""Which attacks `bin/evaluate` runs on which target."""
+
+import dataclasses
+import hashlib
+import json
+
+from pni_tf.attacks import make_attack, train_substitute
+from pni_tf.evaluation import Scenario, paper_suite, strong_suite, transfer_from
+from pni_tf.evaluation.store import slug
+from pni_tf.evaluation.suites import label
+from pni_tf.export import load_model, load_target
+
+
+class Planner:
+    """Makes the scenarios of a target from the settings of the command.
+
+    Args:
+        settings: What `pni_tf.cli.evaluate.parse` returns.
+        sources: Targets to transfer from, by name.
+        images: The images that will be attacked.
+        held_out: Images for training substitutes.
+    """
+
+    def __init__(self, settings, sources, images, held_out):
+        self.settings, self.sources = settings, sources
+        self.images, self.held_out = images, held_out
+
+    def scenarios(self, column, target, identity) -> list[Scenario]:
+        """Returns what to do to a target, clean images first, under unique names.
+
+        Args:
+            column: Name of the target in the tables.
+            target: The target.
+            identity: A digest of the target, by which a substitute is found again.
+
+        Raises:
+            ValueError: If an attack of `--attacks` does not have a setting, or has
+                nothing to transfer from.
+        """
+        settings, scenarios = self.settings, [Scenario(name="clean")]
+        for epsilon in settings.epsilons:
+            found = self._suite(target, epsilon)
+            for spec in settings.attacks:
+                if spec.name in ("transfer", "substitute"):
+                    found += self._foreign(spec, column, target, identity, epsilon)
+                else:
+                    found += self._direct(spec, target, epsilon)
+            for scenario in found:
+                name = scenario.name
+                if len(settings.epsilons) > 1 and scenario.ball is not None:
+                    name += f" ε={epsilon:.4g}"
+                scenario = dataclasses.replace(scenario, name=name)
+                if scenario.attack is not None and scenario not in scenarios:
+                    scenarios.append(_unique(scenario, scenarios))
+        return scenarios
+
+    def _suite(self, target, epsilon):
+        if self.settings.suite == "paper":
+            return paper_suite(target, epsilon=epsilon, sources=self.sources)
+        if self.settings.suite == "strong":
+            return strong_suite(
+                target,
+                epsilon=epsilon,
+                norm=self.settings.norm,
+                expectation=max(self.settings.expectations),
+                sources=self.sources,
+            )
+        return []
+
+    def _direct(self, spec, target, epsilon):
+        """Returns the rows of an attack on the target itself."""
+        attack = self._attack(spec, spec.name, epsilon, target.stochastic)
+        return [
+            Scenario(
+                name=label(attack) + (f" EOT-{draws}" if draws > 1 else ""),
+                attack=attack,
+                expectation=draws,
+                target_rule=self.settings.towards,
+            )
+            for draws in self.settings.expectations
+        ]
+
+    def _foreign(self, spec, column, target, identity, epsilon):
+        """Returns the rows of PGD on other networks than the target."""
+        attack = self._attack(spec, "pgd", epsilon, stochastic=False)
+        if spec.name == "substitute":
+            source = load_target(self._substitute(column, target, identity))
+            return [transfer_from("substitute", source, attack)]
+        sources = self.sources
+        if target.noise_free is not None:
+            sources = {"noise-free twin": target.noise_free, **sources}
+        if not sources and column == "model":
+            raise ValueError(
+                "transfer needs a model to transfer from: --transfer_from=MODEL"
+            )
+        return [transfer_from(name, s, attack) for name, s in sources.items()]
+
+    def _attack(self, spec, name, epsilon, stochastic):
+        try:
+            return make_attack(
+                name,
+                self.settings.preset,
+                **{
+                    "epsilon": epsilon,
+                    "norm": self.settings.norm,
+                    "stochastic": stochastic,
+                    **spec.settings,
+                },
+            )
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"--attacks: {spec}: {error}") from error
+
+    def _substitute(self, column, target, identity):
+        """Trains the substitute of a target, or loads that of an earlier evaluation."""
+        settings = self.settings
+        key = [identity, column, settings.seed, len(self.held_out), settings.dataset]
+        digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]
+        path = settings.output / "substitutes" / f"{slug(column)}-{digest}.keras"
+        if path.exists():
+            return load_model(path)
+        print(f"{column}: training a substitute from {len(self.held_out)} images")
+        if target.reseed is not None:
+            target.reseed(settings.seed)
+        substitute = train_substitute(
+            target.predict,
+            self.held_out,
+            num_classes=target.num_classes,
+            seed=settings.seed,
+        )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        substitute.model.save(path)
+        agreement = substitute.agreement(target.predict, self.images)
+        print(
+            f"{column}: {substitute.queries} labels asked; the substitute agrees on "
+            f"{agreement:.1%} of the images to attack"
+        )
+        return substitute.model
+
+
+def _unique(scenario, scenarios):
+    """Returns the scenario under a name that is not taken."""
+    taken = {slug(other.name) for other in scenarios}
+    name, number = scenario.name, 2
+    while slug(name) in taken:
+        name, number = f"{scenario.name} #{number}", number + 1
+    return dataclasses.replace(scenario, name=name)

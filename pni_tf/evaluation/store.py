@@ -1,0 +1,94 @@
+"""Finished batches and results in files, so that an evaluation can go on later."""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+
+class ResultStore:
+    """Keeps the arrays of each scenario in `<directory>/<name>.npz`.
+
+    While a scenario runs, each finished batch is a file of its own. What is read back
+    must have been written under the same settings, else it is computed again, so an
+    interrupted evaluation may be continued, or extended by further attacks, at no risk.
+
+    Args:
+        directory: Where the files lie; made when the first one is written.
+        identity: What else the results depend on, such as a digest of the model:
+            anything that JSON can hold.
+
+    Example:
+
+    >>> store = ResultStore("evaluation/examples", identity=file_digest("m.keras"))
+    >>> results = evaluate_robustness(target, images, labels, scenarios, store=store)
+    """
+
+    def __init__(self, directory: str | os.PathLike, identity: object = None):
+        self.directory = Path(directory)
+        self.identity = identity
+
+    def path(self, name: str) -> Path:
+        """Returns the file of a scenario."""
+        return self.directory / f"{slug(name)}.npz"
+
+    def read(self, name: str, settings: dict) -> dict[str, np.ndarray] | None:
+        """Returns the arrays of a finished scenario, or None if there are none."""
+        return self._read(self.path(name), settings)
+
+    def read_batch(self, name: str, start: int, settings: dict):
+        """Returns the arrays of a finished batch, or None if there are none."""
+        return self._read(self._batches(name) / f"{start}.npz", settings)
+
+    def write(self, name: str, settings: dict, arrays: dict[str, np.ndarray]) -> None:
+        """Writes a finished scenario, and drops its batches."""
+        self._write(self.path(name), settings, arrays)
+        shutil.rmtree(self._batches(name), ignore_errors=True)
+
+    def write_batch(self, name: str, start: int, settings: dict, arrays) -> None:
+        """Writes the arrays of the batch that begins at image `start`."""
+        self._write(self._batches(name) / f"{start}.npz", settings, arrays)
+
+    def _batches(self, name):
+        return self.directory / f"{slug(name)}.batches"
+
+    def _write(self, path, settings, arrays):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = path.with_suffix(".unfinished")
+        with scratch.open("wb") as file:
+            np.savez_compressed(file, settings=self._stamp(settings), **arrays)
+        os.replace(scratch, path)
+
+    def _read(self, path, settings):
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                if str(file["settings"]) != self._stamp(settings):
+                    return None
+                return {name: file[name] for name in file.files if name != "settings"}
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+            return None  # absent, or damaged: it is computed again
+
+    def _stamp(self, settings):
+        content = {**settings, "identity": self.identity}
+        return json.dumps(content, sort_keys=True)
+
+
+def file_digest(path: str | os.PathLike) -> str:
+    """Returns the SHA-256 digest of a file, or of all files of a directory."""
+    path, digest = Path(path), hashlib.sha256()
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if file.is_file():
+            digest.update(str(file.relative_to(path)).encode())
+            digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def slug(name: str) -> str:
+    """Returns a name as a file name: `PGD-40 EOT-20` becomes `pgd-40_eot-20`."""
+    name = name.replace("ε", "eps")
+    return re.sub(r"[^a-z0-9.=-]+", "_", name.lower()).strip("_")

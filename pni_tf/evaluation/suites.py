@@ -1,0 +1,209 @@
+"""Sets of scenarios: the standard table, the paper's attacks, and those for claims."""
+
+import dataclasses
+from collections.abc import Mapping
+
+from pni_tf.attacks import (
+    FGSM,
+    PGD,
+    Attack,
+    ExpectationOverNoise,
+    Transfer,
+    make_attack,
+)
+from pni_tf.attacks.base import check_number
+from pni_tf.evaluation.results import Scenario
+from pni_tf.export import Target
+
+# One name for each row, whatever the settings, so that columns can be compared.
+_STRONG = {
+    "apgd-ce": "APGD-CE",
+    "apgd-dlr": "APGD-DLR",
+    "pgd": "PGD with restarts",
+    "square": "Square",
+    "random": "random search",
+}
+
+
+def standard_scenarios(
+    *,
+    epsilon: float,
+    steps: tuple[int, ...] = (7, 40),
+    expectation: int = 20,
+    step_size: float | None = None,
+    step_size_of: dict[int, float] | None = None,
+    norm: str = "linf",
+    restarts: int = 1,
+) -> list[Scenario]:
+    """Returns the rows of the standard table.
+
+    They are: clean images, FGSM (Linf only), PGD for each number of steps, and the
+    last PGD again with expectation over noise.
+
+    Args:
+        epsilon: Radius of the ball, in the units of the images.
+        steps: Numbers of PGD steps.
+        expectation: Draws of the expectation over noise; 1 leaves that row out.
+        step_size: Step size of PGD; None takes `2.5 * epsilon / steps`, with which the
+            attack can cross its ball.
+        step_size_of: Step sizes for some numbers of steps, such as that of training.
+        norm: `"linf"` or `"l2"`.
+        restarts: Restarts of PGD.
+    """
+    scenarios = [Scenario(name="clean")]
+    if norm == "linf":
+        scenarios.append(Scenario(name="FGSM", attack=FGSM(epsilon=epsilon)))
+    for count in steps:
+        check_number("steps", count, minimum=1, integer=True)
+        size = step_size
+        if size is None:
+            size = (step_size_of or {}).get(count, 2.5 * epsilon / count)
+        attack = PGD(
+            epsilon=epsilon,
+            step_size=size,
+            steps=count,
+            norm=norm,
+            restarts=restarts,
+        )
+        scenarios.append(Scenario(name=f"PGD-{count}", attack=attack))
+    if expectation > 1 and steps:
+        last = scenarios[-1]
+        scenarios.append(
+            dataclasses.replace(
+                last, name=f"{last.name} EOT-{expectation}", expectation=expectation
+            )
+        )
+    return scenarios
+
+
+def paper_suite(
+    target: Target,
+    *,
+    epsilon: float = 8 / 255,
+    sources: Mapping[str, Target] | None = None,
+) -> list[Scenario]:
+    """Returns the attacks of the PNI paper, with its settings.
+
+    They are FGSM, PGD-7, C&W, ZOO and transfer from each source; none averages over the
+    noise, so on a random network they overrate it.
+
+    Args:
+        target: What is attacked.
+        epsilon: Radius of the Linf ball, in the units of the images.
+        sources: Networks from which PGD-7 examples are transferred, by name.
+    """
+    attacks = [
+        make_attack(name, "paper", epsilon=epsilon, stochastic=target.stochastic)
+        for name in ("fgsm", "pgd", "cw", "zoo")
+    ]
+    scenarios = [Scenario(name="clean")]
+    scenarios += [Scenario(name=label(attack), attack=attack) for attack in attacks]
+    return scenarios + [
+        transfer_from(name, source, attacks[1])
+        for name, source in (sources or {}).items()
+    ]
+
+
+def strong_suite(
+    target: Target,
+    *,
+    epsilon: float = 8 / 255,
+    norm: str = "linf",
+    expectation: int = 20,
+    sources: Mapping[str, Target] | None = None,
+) -> list[Scenario]:
+    """Returns the attacks for claims of robustness; report their `union`.
+
+    They are APGD-CE, APGD-DLR (from 3 classes on), PGD with restarts, Square (Linf) and
+    APGD-CE examples transferred from the noise-free twin and from each source; all with
+    expectation over noise for a random target, plain for a deterministic one. A target
+    that gives labels only gets the transfers and random search.
+
+    Args:
+        target: What is attacked.
+        epsilon: Radius of the ball, in the units of the images.
+        norm: `"linf"` or `"l2"`.
+        expectation: Draws of the expectation over noise.
+        sources: Further networks from which examples are transferred, by name.
+    """
+    names = ["apgd-ce", "apgd-dlr", "pgd", "square"]
+    if target.num_classes < 3:
+        names.remove("apgd-dlr")
+    if norm != "linf":
+        names.remove("square")
+    if target.labels_only:
+        names = ["random"]
+    scenarios = [Scenario(name="clean")]
+    for name in names:
+        attack = make_attack(
+            name, "strong", epsilon=epsilon, norm=norm, stochastic=target.stochastic
+        )
+        draws = expectation if target.stochastic else 1
+        scenarios.append(Scenario(name=_STRONG[name], attack=attack, expectation=draws))
+    sources = dict(sources or {})
+    if target.noise_free is not None:
+        sources = {"noise-free twin": target.noise_free, **sources}
+    ascent = make_attack("apgd-ce", "reference", epsilon=epsilon, norm=norm)
+    return scenarios + [
+        transfer_from(name, source, ascent, expectation if target.stochastic else 1)
+        for name, source in sources.items()
+    ]
+
+
+def scenario_of(
+    attack: Attack,
+    target: Target,
+    expectation: int = 1,
+    *,
+    name: str | None = None,
+    target_rule: str | None = None,
+) -> Scenario:
+    """Returns a named scenario; a deterministic target gets no expectation."""
+    draws = expectation if target.stochastic else 1
+    name = (name or label(attack)) + (f" EOT-{draws}" if draws > 1 else "")
+    if target_rule is not None:
+        name += f" towards {target_rule.replace('_', ' ')}"
+    return Scenario(
+        name=name, attack=attack, expectation=draws, target_rule=target_rule
+    )
+
+
+def label(attack: Attack) -> str:
+    """Returns what tables call an attack: `PGD-40`, `APGD-DLR-100 ×5`, and so on."""
+    settings = {f.name: getattr(attack, f.name) for f in dataclasses.fields(attack)}
+    kind = type(attack).__name__
+    if kind == "PGD":
+        restarts = f" ×{attack.restarts}" if attack.restarts > 1 else ""
+        return f"PGD-{attack.steps}{restarts}"
+    if kind == "APGD":
+        loss = {"ce": "CE", "dlr": "DLR", "dlr-targeted": "T"}[attack.loss]
+        restarts = f" ×{attack.restarts}" if attack.restarts > 1 else ""
+        return f"APGD-{loss}-{attack.steps}{restarts}"
+    if kind == "CarliniWagnerL2":
+        return f"C&W L2 {attack.binary_search_steps}×{attack.steps}"
+    count = settings.get("queries") or settings.get("samples")
+    count = count or settings.get("iterations")
+    return {"RandomSearch": "random search"}.get(kind, kind) + (
+        f"-{count}" if count else ""
+    )
+
+
+def transfer_from(
+    name: str, source: Target, attack: Attack, expectation: int = 1
+) -> Scenario:
+    """Returns the transfer of an attack's examples from a source, for any target.
+
+    Args:
+        name: What the tables call the source.
+        source: The source. A random one is attacked over 20 draws of its noise.
+        attack: What runs on the source.
+        expectation: Draws of the target's noise in the attack's own verdict.
+    """
+    logits = source.logits
+    if source.stochastic:
+        logits = ExpectationOverNoise(logits, 20)
+    return Scenario(
+        name=f"transfer from {name}",
+        attack=Transfer(attack=attack, source=logits, source_name=name),
+        expectation=expectation,
+    )
