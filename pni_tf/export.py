@@ -280,7 +280,12 @@ def _oracle_target(oracle, image_shape, num_classes):
 
     def labels_of(images):
         labels = np.asarray(oracle(images))
-        return validate_labels(labels, num_classes, num_examples=len(images))
+        try:
+            return validate_labels(labels, num_classes, num_examples=len(images))
+        except ValueError as error:
+            raise ValueError(
+                f"The oracle must return one integer label an image: {error}"
+            ) from error
 
     def logits(images):
         labels = tf.numpy_function(labels_of, [images], tf.int64)

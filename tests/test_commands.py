@@ -515,18 +515,36 @@ class TestEvaluateFlags:
             (["good.keras", "--dataset=digits"], ["--epsilons="]),
             *(
                 [["good.keras", *ON_DIGITS, f"--{name}={value}"], [f"--{name}={value}"]]
-                for name in ("steps", "expectation")
+                for name in ("expectation",)
                 for value in ("", "0", "-7", "7,a", "1.5")
             ),
-            (["good.keras", *ON_DIGITS, "--step_size=a"], ["--step_size=a"]),
-            (["good.keras", *ON_DIGITS, "--attack=cw"], ["--attack=cw", "fgsm"]),
+            *(
+                (["good.keras", *ON_DIGITS, f"--attacks={value}"], words)
+                for value, words in (
+                    ("bim", ["'bim'", "fgsm, pgd"]),
+                    ("fgsm,,cw", ["''", "such as fgsm"]),
+                    ("pgd(steps=7", ["'pgd(steps=7'"]),
+                    ("pgd(7)", ["'7' in 'pgd(7)'"]),
+                    ("pgd(step=7)", ["pgd(step=7)", "no setting step", "step_size"]),
+                    ("pgd(steps=-1)", ["pgd(steps=-1)", "`steps`", "-1"]),
+                    ("pgd(steps=many)", ["pgd(steps=many)", "'many'"]),
+                    ("pgd(restarts=2,random_start=false)", ["random_start"]),
+                    ("square(norm=l2)", ["square(norm=l2)", "linf"]),
+                )
+            ),
+            (["good.keras", *ON_DIGITS, "--attacks=transfer"], ["--transfer_from="]),
+            (["good.keras", *ON_DIGITS, "--suite=weak"], ["--suite=weak", "strong"]),
+            (["good.keras", *ON_DIGITS, "--curves=time"], ["--curves=time", "draws"]),
+            (["good.keras", *ON_DIGITS, "--twin=missing.keras"], ["missing.keras"]),
+            (
+                [
+                    *("good.keras", *ON_DIGITS, "--attacks=substitute"),
+                    "--substitute_images=360",
+                ],
+                ["--substitute_images=360", "none of the 360"],
+            ),
             (["good.keras", *ON_DIGITS, "--norm=l1"], ["--norm=l1", "linf"]),
             (["good.keras", *ON_DIGITS, "--draws=0"], ["--draws=0"]),
-            (["good.keras", *ON_DIGITS, "--restarts=0"], ["--restarts=0"]),
-            (
-                ["good.keras", *ON_DIGITS, "--restarts=2", "--norandom_start"],
-                ["random_start", "restarts=2"],
-            ),
             (["good.keras", *ON_DIGITS, "--examples=0"], ["--examples=0"]),
             (["good.keras", *ON_DIGITS, "--examples=361"], ["361", "1..360"]),
             (["missing.keras", *ON_DIGITS], ["missing.keras"]),

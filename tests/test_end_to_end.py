@@ -18,7 +18,7 @@ import tensorflow as tf
 
 from pni_tf.conversion import alphas, strip_pni
 from pni_tf.data import load_dataset
-from pni_tf.export import load_model
+from pni_tf.export import load_model, load_target
 
 BIN = Path(__file__).parents[1] / "bin"
 EPOCHS = 5
@@ -66,10 +66,10 @@ def run(name, *argv, folder):
     return process.returncode, out, err
 
 
-def interrupt(number, *argv, folder, after):
+def interrupt(number, *argv, folder, after, name="train"):
     """Sends a signal when a line of the output has matched; returns as `run` does."""
-    with (folder / f"{number}.txt").open("w+") as err:
-        process = start("train", *argv, folder=folder, stderr=err)
+    with (folder / f"{name} {number}.txt").open("w+") as err:
+        process = start(name, *argv, folder=folder, stderr=err)
         guard = threading.Timer(300, process.kill)
         guard.start()
         lines = []
@@ -126,15 +126,31 @@ def mirrored(folder):
     return run("train", *SETTINGS, *argv, "--run_dir=mirrored", folder=folder)
 
 
+def attacked(folder, first):
+    """An evaluation in one go, and the same one interrupted twice and continued."""
+    first.result()
+    argv = (
+        *("full/model.keras", *GIVEN, "--examples=40", "--batch_size=16", "--draws=2"),
+        "--attacks=fgsm,pgd(steps=3),cw(steps=20,binary_search_steps=2),substitute",
+        *("--expectation=1,2", "--substitute_images=20", "--towards=next"),
+    )
+    found = {"whole": run("evaluate", *argv, "--output_dir=whole", folder=folder)}
+    argv = (*argv, "--output_dir=parts")
+    for number, row in ((signal.SIGINT, "PGD-3"), (signal.SIGTERM, "C&W")):
+        found[number.name] = interrupt(
+            number, *argv, folder=folder, after=f"noise on: {row}", name="evaluate"
+        )
+    found["parts"] = run("evaluate", *argv, folder=folder)
+    return found
+
+
 def after_full(name, *argv):
     return lambda folder, first: (first.result(), run(name, *argv, folder=folder))[1]
 
 
 EVALUATION = (
     "--examples=30",
-    "--attack=clean",
-    "--attack=pgd",
-    "--steps=2",
+    "--attacks=pgd(steps=2)",
     "--expectation=1",
     "--draws=2",
     "--batch_size=16",
@@ -164,6 +180,7 @@ def jobs(folder):
         for model, (argv, _) in EVALUATED.items():
             job = after_full("evaluate", model, *EVALUATION, *argv)
             found[model + " evaluated"] = pool.submit(job, folder, found["full"])
+        found["attacked"] = pool.submit(attacked, folder, found["full"])
         job = after_full("export", "full", "exported")
         found["exported"] = pool.submit(job, folder, found["full"])
         yield found
@@ -433,11 +450,12 @@ class TestEvaluate:
         assert sorted(os.listdir(output)) == [
             "accuracies.png",
             "evaluation.json",
+            "examples",
             "per_example.csv",
             "report.md",
         ]
         assert f"The results are in {EVALUATED[model][1]}\n" in out
-        assert "warning: the model is random and no attack takes the expect" in out
+        assert "warning: PGD-2: the target is random and the attack takes no" in out
         content = json.loads((output / "evaluation.json").read_text())
         assert (content["model"], content["dataset"]) == (model, "digits")
         table = read_table(out)
@@ -480,6 +498,48 @@ class TestEvaluate:
                 ][:30]
             )
         assert predictions[0] == predictions[1]
+
+
+class TestAttacks:
+    def test_an_interruption_loses_nothing_and_changes_nothing(self, jobs, folder):
+        found = jobs["attacked"].result()
+        for name, status in (("SIGINT", 130), ("SIGTERM", 143)):
+            assert found[name][0] == status
+            assert found[name][2] == "\nInterrupted. The same command goes on.\n"
+        for name in ("whole", "parts"):
+            assert (found[name][0], found[name][2]) == (0, "")
+        # What had been finished was not done again.
+        assert "noise on: PGD-3 towards next (" in found["SIGINT"][1]
+        assert "noise on: PGD-3 towards next (" not in found["SIGTERM"][1]
+        assert "noise on: FGSM" in found["whole"][1]
+        assert "noise on: FGSM" not in found["parts"][1]
+        whole = (folder / "whole" / "per_example.csv").read_text()
+        # But for the substitute, which Keras trains in an order of its own.
+        assert len(whole.splitlines()) == 1 + 2 * 40 * 9
+        rows = [
+            [line for line in text.splitlines() if "substitute" not in line]
+            for text in (whole, (folder / "parts" / "per_example.csv").read_text())
+        ]
+        assert rows[0] == rows[1]
+
+    def test_saved_images_are_those_that_were_scored(self, jobs, folder):
+        jobs["attacked"].result()
+        target = load_target(folder / "full" / "model.keras").noise_free
+        images = load_dataset("digits", test_examples=40).test.images_float()
+        rows = read_csv(folder / "whole" / "per_example.csv")
+        for name, label in (("pgd-3_towards_next", "PGD-3 towards next"),):
+            path = folder / "whole" / "examples" / "noise_off" / f"{name}.npz"
+            with np.load(path) as file:
+                adversarial, aims = file["images"], file["aims"]
+            assert np.abs(adversarial - images).max() <= 0.1 + 1e-6
+            found = [
+                row
+                for row in rows
+                if (row["network"], row["scenario"]) == ("noise off", label)
+            ]
+            predictions = target.predict(adversarial)
+            assert [int(row["predictions"]) for row in found] == predictions.tolist()
+            assert (aims == [(int(row["label"]) + 1) % 10 for row in found]).all()
 
 
 class TestExport:

@@ -105,7 +105,8 @@ class APGD(Attack):
             queries = draws
             order = _likeliest_wrong(logits, goal.labels)
             self._check_classes(logits, 4)
-            classes = min(self.target_classes, logits.shape[1] - 1)
+            # The number of classes may be known only when the graph runs.
+            classes = tf.minimum(self.target_classes, tf.shape(logits)[1] - 1)
             runs *= classes
 
         def one(i, best, gradients):
@@ -233,7 +234,7 @@ class _State(NamedTuple):
         zeros = tf.zeros_like(loss)
         return cls(
             *(point, point, gradient, loss, zeros + step, zeros),
-            *(point, gradient, loss, loss, tf.ones_like(loss, tf.bool)),
+            *(point, gradient, loss, loss, tf.zeros_like(loss, tf.bool)),
         )
 
     def advance(self, point, loss, gradient):
@@ -253,7 +254,7 @@ class _State(NamedTuple):
     def review(self, needed):
         """Halves the step of images that stall, and returns them to their best."""
         stuck = ~self.just_halved & (self.top_loss <= self.top_loss_before)
-        halve = (self.raised <= needed) | stuck
+        halve = (self.raised < needed) | stuck
         wide = per_example(halve, self.point)
         return self._replace(
             point=tf.where(wide, self.top_point, self.point),

@@ -3,7 +3,7 @@
 import numpy as np
 import tensorflow as tf
 
-from pni_tf.attacks.base import LogitsFn
+from pni_tf.attacks.base import _FLOAT16_LOSS_SCALE, LogitsFn
 
 _DEAD = 1e-10  # below this, float32 steps of an optimiser go nowhere
 
@@ -23,10 +23,13 @@ def gradient_warnings(logits_fn: LogitsFn, images, labels=None) -> list[str]:
     images = tf.convert_to_tensor(images, tf.float32)
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(images)
-        logits = tf.cast(logits_fn(images), tf.float32)
+        logits = logits_fn(images)
+        # As the attacks do: what vanishes without the scale does not vanish for them.
+        scale = _FLOAT16_LOSS_SCALE if logits.dtype == tf.float16 else 1.0
+        logits = tf.cast(logits, tf.float32)
         if labels is None:
             labels = tf.argmax(logits, -1)
-        losses = tf.nn.sparse_softmax_cross_entropy_with_logits(
+        losses = scale * tf.nn.sparse_softmax_cross_entropy_with_logits(
             tf.cast(labels, tf.int64), logits
         )
     gradient = tape.gradient(losses, images)
@@ -35,7 +38,7 @@ def gradient_warnings(logits_fn: LogitsFn, images, labels=None) -> list[str]:
             "no gradient with respect to the images: white-box attacks cannot work; "
             "use attacks that need no gradient (Square, ZOO, substitute, transfer)"
         ]
-    size = np.max(np.abs(gradient), axis=tuple(range(1, gradient.shape.rank)))
+    size = np.max(np.abs(gradient), axis=tuple(range(1, gradient.shape.rank))) / scale
     found = []
     if not np.isfinite(size).all():
         found.append(

@@ -3,7 +3,7 @@
 import dataclasses
 
 from pni_tf.attacks.apgd import APGD
-from pni_tf.attacks.base import Attack, check_choice
+from pni_tf.attacks.base import Attack, check_choice, check_number
 from pni_tf.attacks.carlini_wagner import CarliniWagnerL2
 from pni_tf.attacks.fgsm import FGSM
 from pni_tf.attacks.pgd import PGD
@@ -33,6 +33,7 @@ def make_attack(
     epsilon: float = 8 / 255,
     norm: str = "linf",
     stochastic: bool = False,
+    channels: int = 3,
     **settings,
 ) -> Attack:
     """Returns an attack by its short name, with the settings of a preset.
@@ -50,7 +51,9 @@ def make_attack(
       converged; reference and strong up to 10,000 iterations at 1e-2.
     - `square`: 5,000 queries; strong on a random network 1,000, of which each takes all
       draws of the expectation.
-    - `zoo`, `random`, `fgsm`: the same in all presets.
+    - `zoo`: 1,000 iterations in tanh space; for grey images 3,000 in the box, since in
+      tanh space black and white pixels hardly move.
+    - `random`, `fgsm`: the same in all presets.
 
     Args:
         name: One of `ATTACKS`.
@@ -59,6 +62,7 @@ def make_attack(
         norm: `"linf"` or `"l2"`, for those attacks that have both.
         stochastic: Whether the network is random. A deterministic one is attacked with
             `early_stop` by the strong preset and by `square` and `random`.
+        channels: Channels of the images, for `zoo`.
         **settings: Arguments of the attack's class, in place of the preset's.
 
     Raises:
@@ -80,14 +84,17 @@ def make_attack(
     if norm != "linf" and name in ("fgsm", "square"):
         raise ValueError(f"The attack {name!r} is for norm 'linf'. Received: {norm!r}")
     values = {"epsilon": epsilon, "norm": norm}
-    values |= _preset(name, preset, settings.get("epsilon", epsilon), stochastic)
+    values |= _preset(
+        name, preset, settings.get("epsilon", epsilon), stochastic, channels
+    )
     if name == "pgd" and "steps" in settings and "step_size" not in settings:
+        check_number("steps", settings["steps"], minimum=0, integer=True)
         values["step_size"] = 2.5 * values["epsilon"] / max(settings["steps"], 1)
     values |= settings
     return kind(**{key: value for key, value in values.items() if key in known})
 
 
-def _preset(name, preset, epsilon, stochastic):
+def _preset(name, preset, epsilon, stochastic, channels):
     strong = preset == "strong"
     stops = {"early_stop": not stochastic}
     if name == "pgd":
@@ -114,5 +121,7 @@ def _preset(name, preset, epsilon, stochastic):
         return stops
     if name == "zoo":
         # Without noise, all queries of a step may share one forward pass.
-        return {"query_noise": "independent" if stochastic else "shared"}
+        values = {"query_noise": "independent" if stochastic else "shared"}
+        grey = {"space": "box", "iterations": 3000}
+        return values | (grey if channels == 1 else {})
     return {}

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -58,6 +59,7 @@ def run(
             _fail(f"{error}\nSee {Path(sys.argv[0]).name} --helpshort")
         logging.use_absl_handler()
         check_backend()
+        signal.signal(signal.SIGTERM, _interrupt)
         sys.exit(main())
     except KeyboardInterrupt as interrupt:
         print("\nInterrupted. The same command goes on.", file=sys.stderr)
@@ -216,6 +218,10 @@ def numbers(name: str, values: list[str]) -> list[float]:
             f"Received: --{name}={','.join(values)}"
         )
     return found
+
+
+def _interrupt(number, frame):
+    raise KeyboardInterrupt("SIGTERM")
 
 
 def _fail(message):

@@ -30,7 +30,10 @@ NAMES = (
     *("fgsm", "pgd", "apgd-ce", "apgd-dlr", "apgd-t", "cw", "square", "zoo", "random"),
     *("transfer", "substitute"),
 )
-_DEFAULT = "fgsm,pgd(steps=7),pgd(steps=40)"
+_DEFAULT = {
+    "linf": "fgsm,pgd(steps=7),pgd(steps=40)",
+    "l2": "pgd(steps=7),pgd(steps=40)",
+}
 
 
 def run() -> None:
@@ -56,7 +59,7 @@ def define() -> None:
         "attacks",
         None,
         f"List of attacks, of {', '.join(NAMES)}; settings in parentheses. By default "
-        f"{_DEFAULT}, or none with --suite. Clean images are always scored.",
+        f"{_DEFAULT['linf']}, or none with --suite. Clean images are always scored.",
         module_name=ATTACK,
     )
     flags.DEFINE_enum(
@@ -100,8 +103,8 @@ def define() -> None:
     )
     flags.DEFINE_list(
         "transfer_from",
-        [],
-        "Models from which examples are transferred, beside the noise-free twin.",
+        None,
+        "Models from which examples are transferred, beside the one without noise.",
         module_name=ATTACK,
     )
     flags.DEFINE_integer(
@@ -113,7 +116,7 @@ def define() -> None:
     )
     flags.DEFINE_list(
         "curves",
-        [],
+        None,
         "Accuracy of PGD over: epsilon, steps, draws. With figures.",
         module_name=ANALYSIS,
     )
@@ -182,7 +185,7 @@ def parse(model: str) -> SimpleNamespace:
             f"{model} is no run directory, so --dataset=NAME must say what to evaluate "
             "it on"
         )
-    curves = [curve.strip() for curve in given.curves]
+    curves = [curve.strip() for curve in given.curves or ()]
     for curve in curves:
         if curve not in ("epsilon", "steps", "draws"):
             raise ValueError(
@@ -191,7 +194,7 @@ def parse(model: str) -> SimpleNamespace:
             )
     attacks = given.attacks
     if attacks is None:
-        attacks = "" if given.suite else _DEFAULT
+        attacks = "" if given.suite else _DEFAULT[given.norm]
     beside = path / "evaluation" if earlier else Path(f"{model.rstrip('/')}_evaluation")
     return SimpleNamespace(
         model=path,
@@ -208,7 +211,7 @@ def parse(model: str) -> SimpleNamespace:
         norm=given.norm,
         expectations=app.integers("expectation", given.expectation),
         towards=given.towards,
-        transfer_from=[Path(source) for source in given.transfer_from],
+        transfer_from=[Path(source) for source in given.transfer_from or ()],
         substitute_images=given.substitute_images,
         curves=curves,
         checklist=given.checklist,

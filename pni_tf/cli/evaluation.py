@@ -1,6 +1,7 @@
 """The work of `bin/evaluate`, once its flags are parsed."""
 
 import json
+import time
 from types import SimpleNamespace
 
 from tqdm import tqdm
@@ -78,6 +79,18 @@ def progress_bar(name: str):
     )
 
 
+def _logged(progress, column):
+    """Adds a line for each finished row to a progress bar, for logs."""
+
+    def run(batches, row):
+        start = time.monotonic()
+        yield from progress(batches, row)
+        seconds = time.monotonic() - start
+        print(f"{column}: {row} ({seconds:.1f} s)", flush=True)
+
+    return run
+
+
 class _Runner:
     """Runs evaluations of the same images that share their options."""
 
@@ -124,7 +137,7 @@ class _Runner:
             "batch_size": self.settings.batch_size,
             "seed": self.settings.seed,
             "store": ResultStore(self.settings.output / part / slug(name), identity),
-            "progress": progress_bar(name),
+            "progress": _logged(progress_bar(name), name),
         }
 
 
@@ -148,21 +161,23 @@ def _digest(path):
 
 def _data(settings):
     """Returns the images to attack with their labels, and held-out images."""
-    test = load_dataset(
-        settings.dataset, data_dir=settings.data_dir, download=settings.download
-    ).test
-    images, labels = test.images_float(), test.labels
     kept = 0
     if any(spec.name == "substitute" for spec in settings.attacks):
         kept = settings.substitute_images
-        if kept >= len(images):
-            raise ValueError(
-                f"--substitute_images={kept} leaves none of the {len(images)} test "
-                "images to attack"
-            )
+    test = load_dataset(
+        settings.dataset,
+        data_dir=settings.data_dir,
+        download=settings.download,
+        test_examples=settings.examples and settings.examples + kept,
+    ).test
+    images, labels = test.images_float(), test.labels
+    if kept >= len(images):
+        raise ValueError(
+            f"--substitute_images={kept} leaves none of the {len(images)} test images "
+            "to attack"
+        )
     last = len(images) - kept
-    count = min(settings.examples or last, last)
-    return images[:count], labels[:count], images[last:]
+    return images[:last], labels[:last], images[last:]
 
 
 def _write(settings, columns, curves, checklist):

@@ -69,20 +69,22 @@ class Planner:
 
     def _direct(self, spec, target, epsilon):
         """Returns the rows of an attack on the target itself."""
-        attack = self._attack(spec, spec.name, epsilon, target.stochastic)
+        attack = self._attack(spec, spec.name, epsilon, target)
+        rule = self.settings.towards
+        name = label(attack) + (f" towards {rule.replace('_', ' ')}" if rule else "")
         return [
             Scenario(
-                name=label(attack) + (f" EOT-{draws}" if draws > 1 else ""),
+                name=name + (f" EOT-{draws}" if draws > 1 else ""),
                 attack=attack,
                 expectation=draws,
-                target_rule=self.settings.towards,
+                target_rule=rule,
             )
             for draws in self.settings.expectations
         ]
 
     def _foreign(self, spec, column, target, identity, epsilon):
         """Returns the rows of PGD on other networks than the target."""
-        attack = self._attack(spec, "pgd", epsilon, stochastic=False)
+        attack = self._attack(spec, "pgd", epsilon)
         if spec.name == "substitute":
             source = load_target(self._substitute(column, target, identity))
             return [transfer_from("substitute", source, attack)]
@@ -95,7 +97,7 @@ class Planner:
             )
         return [transfer_from(name, s, attack) for name, s in sources.items()]
 
-    def _attack(self, spec, name, epsilon, stochastic):
+    def _attack(self, spec, name, epsilon, target=None):
         try:
             return make_attack(
                 name,
@@ -103,7 +105,8 @@ class Planner:
                 **{
                     "epsilon": epsilon,
                     "norm": self.settings.norm,
-                    "stochastic": stochastic,
+                    "stochastic": target is not None and target.stochastic,
+                    "channels": 3 if target is None else target.image_shape[-1],
                     **spec.settings,
                 },
             )

@@ -1,7 +1,6 @@
 """`bin/train`: trains, evaluates and exports a network, or goes on where it stopped."""
 
 import copy
-import signal
 from types import SimpleNamespace
 
 from absl import flags
@@ -34,7 +33,6 @@ def main() -> None:
         what = directory.report if directory.report.exists() else directory.model
         print(f"{directory.path} is finished: see {what}")
         return
-    signal.signal(signal.SIGTERM, _interrupt)
     app.import_tensorflow()
     import keras
     import tensorflow as tf
@@ -90,7 +88,3 @@ def _check(settings: SimpleNamespace) -> None:
     undefended = settings.pni == "none" and not settings.adversarial
     if settings.compare_undefended and undefended:
         raise ValueError("--compare_undefended would train the same network twice")
-
-
-def _interrupt(number, frame):
-    raise KeyboardInterrupt("SIGTERM")

@@ -141,7 +141,7 @@ def run_checklist(
             ]
             found = evaluate_robustness(other, images, labels, scenarios, **options)
             results[name] = union(found, name=name)
-    within = [r for key, r in results.items() if _within(key, r, target, epsilon)]
+    within = [r for key, r in results.items() if _within(key, r, epsilon)]
     headline = union(within)
     return Checklist(
         items=judge(results, headline, draws), headline=headline, results=results
@@ -194,8 +194,9 @@ def _draw_values(expectation):
     return (*known, expectation, math.ceil(2.5 * expectation))
 
 
-def _within(key, result, target, epsilon):
-    """Whether a result is of an attack on this target within the ball."""
-    if result.target != target.name:
+def _within(key, result, epsilon):
+    """Whether a result is of an attack on the target itself within the ball."""
+    if key in ("frozen", "noise off", "twin"):  # whose names may be the target's
         return False
-    return not key.startswith("epsilon ") or float(key.split(" ")[1]) <= epsilon
+    ball = result.scenario.ball
+    return ball is None or ball[1] <= epsilon

@@ -236,7 +236,7 @@ class _Judge:
             numbers={"worst case": headline.mean, key: other.mean},
             meaning=f"the noise adds robustness over {key!r}"
             if better
-            else f"no gain over {key!r} that these images can show, so do not credit the "
+            else f"no gain over {key!r} that these images can show: do not credit the "
             "noise with the robustness",
         )
 

@@ -182,7 +182,7 @@ class Result:
             "target": self.target,
             "attack": repr(self.scenario.attack),
             "target_rule": self.scenario.target_rule,
-            "expectation": self.scenario.expectation if self.stochastic else 1,
+            "expectation": int(self.scenario.expectation) if self.stochastic else 1,
             "stochastic": self.stochastic,
             "images": len(self.labels),
             "draws": self.draws,

@@ -68,9 +68,9 @@ def evaluate_robustness(
     labels = validate_labels(labels, target.num_classes, num_examples=len(images))
     common = {
         "images": hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest(),
-        "draws": draws if target.stochastic else 1,
-        "batch_size": batch_size,
-        "seed": seed,
+        "draws": int(draws) if target.stochastic else 1,  # NumPy's is no JSON
+        "batch_size": int(batch_size),
+        "seed": int(seed),
     }
     gradients = ()
     if any(scenario.gradient_based for scenario in scenarios):
@@ -86,7 +86,7 @@ def evaluate_robustness(
             "target": target.name,
             "stochastic": target.stochastic,
             "labels": labels,
-            "seed": seed,
+            "seed": common["seed"],
             "warnings": tuple(dict.fromkeys(warnings)),
         }
         twin = next((r for r in results if _same_attack(r.scenario, scenario)), None)
@@ -110,7 +110,7 @@ def _arrays(target, images, labels, scenario, common, store, progress):
         **common,
         "attack": repr(scenario.attack),
         "target_rule": scenario.target_rule,
-        "expectation": scenario.expectation if target.stochastic else 1,
+        "expectation": int(scenario.expectation) if target.stochastic else 1,
     }
     arrays = store.read(scenario.name, settings) if store else None
     if arrays is not None:
@@ -180,7 +180,9 @@ def _compiled(target, scenario):
     def attack_and_score(images, labels, seed, draws):
         arrays, adversarial = {}, images
         if scenario.attack is not None:
-            aims = _aims(scenario.target_rule, attacked, images, labels, seed)
+            aims = _aims(
+                scenario.target_rule, attacked, target.num_classes, images, labels, seed
+            )
             outcome = scenario.attack.run(
                 attacked, images, labels, targets=aims, seed=seed
             )
@@ -197,8 +199,9 @@ def _compiled(target, scenario):
                 parallel_iterations=1,
             )
 
-        arrays["predictions"] = classify()
-        arrays["selection"] = classify() if target.stochastic else arrays["predictions"]
+        arrays["predictions"] = arrays["selection"] = classify(draws)
+        if target.stochastic:
+            arrays["selection"] = classify(_SELECTION * draws)
         return arrays
 
     # Traced here, once: calls of a fresh function each time look like retracing.
@@ -217,12 +220,10 @@ def _describe(images, outcome: Outcome):
     }
 
 
-def _aims(rule, logits_fn, images, labels, seed):
+def _aims(rule, logits_fn, classes, images, labels, seed):
     """Returns the class that a targeted attack aims at for each image, or None."""
     if rule is None:
         return None
-    logits = logits_fn(images)
-    classes = tf.shape(logits, tf.int64)[1]
     if rule == "next":
         return (labels + 1) % classes
     if rule == "random":
@@ -230,5 +231,5 @@ def _aims(rule, logits_fn, images, labels, seed):
             tf.shape(labels), seed, 1, classes, tf.int64
         )
         return (labels + shift) % classes
-    own = tf.one_hot(labels, tf.cast(classes, tf.int32), on_value=1e9, off_value=0.0)
-    return tf.argmin(logits + own, -1)
+    own = tf.one_hot(labels, classes, on_value=1e9, off_value=0.0)
+    return tf.argmin(logits_fn(images) + own, -1)

@@ -93,7 +93,13 @@ def paper_suite(
         sources: Networks from which PGD-7 examples are transferred, by name.
     """
     attacks = [
-        make_attack(name, "paper", epsilon=epsilon, stochastic=target.stochastic)
+        make_attack(
+            name,
+            "paper",
+            epsilon=epsilon,
+            stochastic=target.stochastic,
+            channels=target.image_shape[-1],
+        )
         for name in ("fgsm", "pgd", "cw", "zoo")
     ]
     scenarios = [Scenario(name="clean")]
