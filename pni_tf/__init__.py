@@ -20,14 +20,20 @@ import sys
 __version__ = "0.1.0"
 
 _MODULE_OF = {
+    "APGD": "attacks",
     "FGSM": "attacks",
     "PGD": "attacks",
+    "ZOO": "attacks",
     "Attack": "attacks",
+    "CarliniWagnerL2": "attacks",
     "ExpectationOverNoise": "attacks",
     "PNIAdversarialModel": "training",
     "PNIInput": "layers",
     "PNIOutput": "layers",
     "PNIWeight": "layers",
+    "RandomSearch": "attacks",
+    "Square": "attacks",
+    "Transfer": "attacks",
     "alphas": "conversion",
     "build_model": "models",
     "evaluate_robustness": "evaluation",
@@ -36,7 +42,11 @@ _MODULE_OF = {
     "inject_pni": "conversion",
     "load_dataset": "data",
     "load_target": "export",
+    "make_attack": "attacks",
+    "run_checklist": "evaluation",
     "strip_pni": "conversion",
+    "strong_suite": "evaluation",
+    "train_substitute": "attacks",
 }
 
 __all__ = [*_MODULE_OF, "__version__"]

@@ -9,8 +9,8 @@ README = (Path(__file__).parents[1] / "README.md").read_text()
 def test_programs_run_one_after_the_other(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     programs = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(programs) == 2
-    library, stranger = programs
+    assert len(programs) == 3
+    library, stranger, attacker = programs
     assert "epochs=10" in library
     exec(library.replace("epochs=10", "epochs=1"), {})
     accuracy = float(capsys.readouterr().out.splitlines()[-1])
@@ -24,6 +24,11 @@ def test_programs_run_one_after_the_other(tmp_path, monkeypatch, capsys):
     first, second = loaded.serve(images).numpy(), loaded.serve(images).numpy()
     assert first.shape == (4, 10)
     assert (first != second).any()
+    for size, smaller in (("[:100]", "[:4]"), ("=20", "=2"), ("steps=100", "steps=5")):
+        assert size in attacker
+        attacker = attacker.replace(size, smaller)
+    exec(attacker, {})
+    assert "| worst case" in capsys.readouterr().out
 
 
 def test_commands_name_files_that_exist():
