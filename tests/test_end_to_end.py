@@ -195,8 +195,8 @@ def read_csv(path):
 
 
 def read_table(text):
-    """Returns the Markdown table in a text: from column and row to the cell."""
-    lines = [line for line in text.splitlines() if line.startswith("| ")]
+    """Returns the first Markdown table of a text: from column and row to the cell."""
+    lines = re.search(r"^(\|.*\n)+", text, re.MULTILINE)[0].splitlines()
     table = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     header, rule, *rows = table
     assert set("".join(rule)) == {"-"}
@@ -509,10 +509,10 @@ class TestAttacks:
         for name in ("whole", "parts"):
             assert (found[name][0], found[name][2]) == (0, "")
         # What had been finished was not done again.
-        assert "noise on: PGD-3 towards next (" in found["SIGINT"][1]
-        assert "noise on: PGD-3 towards next (" not in found["SIGTERM"][1]
-        assert "noise on: FGSM" in found["whole"][1]
-        assert "noise on: FGSM" not in found["parts"][1]
+        for name, row in (("SIGTERM", "noise on: FGSM"), ("parts", "noise on: PGD-3")):
+            assert f"{row} towards next (" in found["SIGINT"][1]
+            assert f"{row} towards next (" in found["whole"][1]
+            assert f"{row} towards next (" not in found[name][1]
         whole = (folder / "whole" / "per_example.csv").read_text()
         # But for the substitute, which Keras trains in an order of its own.
         assert len(whole.splitlines()) == 1 + 2 * 40 * 9

@@ -61,6 +61,9 @@ class Attack(abc.ABC):
     ) -> Outcome:
         """Attacks a batch of images. Pure TensorFlow: it can be traced.
 
+        Wrap it in `tf.function` where speed counts: in eager mode its loops run in
+        Python.
+
         Args:
             logits_fn: Callable from images to logits `[N, K]`; for a random network
                 each call is a fresh draw. Wrap it in `ExpectationOverNoise` to attack
