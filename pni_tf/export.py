@@ -129,6 +129,8 @@ class Target:
         stochastic: Whether two calls on the same images differ.
         noise_free: The twin without noise, or None where there is no noise to turn off.
         warnings: What the probe found that makes attacks on it misleading.
+        has_gradient: Whether there is a gradient with respect to the images.
+        probabilities: Whether the outputs look like probabilities, not logits.
         labels_only: Whether the logits are but the one-hot predicted label.
         reseed: Callable from an integer that makes the following draws repeatable, or
             None.
@@ -141,6 +143,8 @@ class Target:
     stochastic: bool
     noise_free: "Target | None" = None
     warnings: tuple[str, ...] = ()
+    has_gradient: bool = True
+    probabilities: bool = False
     labels_only: bool = False
     reseed: Callable[[int], None] | None = dataclasses.field(default=None, repr=False)
     # An exported model's variables are deleted when nothing refers to it any more.
@@ -298,7 +302,9 @@ def _oracle_target(oracle, image_shape, num_classes):
         "only the labels are known: use transfer, substitute or random search; other "
         "attacks need logits"
     )
-    return dataclasses.replace(target, warnings=(warning,), labels_only=True)
+    return dataclasses.replace(
+        target, warnings=(warning,), labels_only=True, probabilities=False
+    )
 
 
 def _keras_target(model, name):
@@ -421,9 +427,11 @@ def _probed(logits, image_shape, *, warnings=(), **fields):
         )
     if not np.isfinite(outputs).all():
         raise ValueError(f"The logits of {fields['name']!r} are not finite")
-    warnings += gradient_warnings(logits, images)
+    found = gradient_warnings(logits, images)
+    warnings += found
     values = outputs.numpy()
-    if (values >= 0).all() and np.allclose(values.sum(-1), 1, atol=1e-3):
+    probabilities = (values >= 0).all() and np.allclose(values.sum(-1), 1, atol=1e-3)
+    if probabilities:
         warnings.append(
             "the outputs look like probabilities: attacks need logits, because the "
             "gradients of probabilities vanish"
@@ -436,6 +444,8 @@ def _probed(logits, image_shape, *, warnings=(), **fields):
         image_shape=tuple(image_shape),
         num_classes=values.shape[1],
         stochastic=bool(stochastic),
+        has_gradient=not any(text.startswith("no gradient") for text in found),
+        probabilities=bool(probabilities),
         warnings=tuple(warnings),
         **fields,
     )

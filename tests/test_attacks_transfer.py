@@ -124,13 +124,14 @@ def test_sources_of_every_kind():
         images = attack(network("B"), IMAGES, LABELS)
         np.testing.assert_allclose(images, optimum("A", 0.2), atol=1e-6)
         assert (
-            repr(attack) == f"Transfer(attack={FGSM(epsilon=0.2)!r}, source={name!r})"
+            repr(attack) == f"Transfer(attack={FGSM(epsilon=0.2)!r}, source={name!r}, "
+            "source_draws=1)"
         )
         other = dataclasses.replace(attack, source=network("B"))
-        assert repr(other).endswith("source='B')")
+        assert repr(other).endswith("source='B', source_draws=1)")
         assert other != attack
     named = Transfer(attack=FGSM(), source=model, source_name="plain")
-    assert repr(named).endswith("source='plain')")
+    assert repr(named).endswith("source='plain', source_draws=1)")
     with pytest.raises(dataclasses.FrozenInstanceError):
         named.source = None
 

@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
 
-from pni_tf.plots import plot_accuracies, plot_adversarial_examples, plot_alphas
+from pni_tf.plots import (
+    plot_accuracies,
+    plot_adversarial_examples,
+    plot_alphas,
+    plot_curves,
+)
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -161,3 +166,60 @@ def test_accuracies_of_networks_with_different_attacks(tmp_path):
     frame = axes.get_window_extent()
     for text in axes.texts:  # the label of 100 % too
         assert text.get_window_extent().y1 < frame.y1
+
+
+CURVES = {
+    "PNI": {0.2: (0.4, 0.03), 0.1: (0.7, 0.02), 1.0: (0.05, 0.01)},
+    "plain": {0.1: (0.3, 0.0), 1.0: (0.0, 0.0)},
+}
+
+
+def test_curves(tmp_path):
+    figure = plot_curves(CURVES, xlabel="epsilon", title="digits")
+    (axes,) = figure.axes
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("epsilon", "accuracy (%)")
+    assert axes.get_title() == "digits"
+    colours = set()
+    for drawn, (name, points) in zip(axes.containers, CURVES.items(), strict=True):
+        line, _, (bars,) = drawn.lines
+        values = sorted(points)  # else the line would go to and fro
+        means = np.array([100 * points[value][0] for value in values])
+        stds = np.array([100 * points[value][1] for value in values])
+        np.testing.assert_allclose(np.array(line.get_xdata(), float), values)
+        np.testing.assert_allclose(line.get_ydata(), means)
+        segments = np.array(bars.get_segments())
+        np.testing.assert_allclose(segments[:, :, 0], np.transpose([values] * 2))
+        np.testing.assert_allclose(
+            segments[:, :, 1], np.transpose([means - stds, means + stds])
+        )
+        assert drawn.get_label() == name
+        colours.add(to_rgb(line.get_color()))
+    assert len(colours) == 2
+    legend = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert legend == list(CURVES)
+    lowest, highest = axes.get_ylim()
+    assert lowest < 0 and highest > 100  # markers at 0 and 100 are whole
+    assert saved(figure, tmp_path / "curves.png").startswith(PNG)
+
+
+@pytest.mark.parametrize(
+    ("values", "scale"),
+    [
+        ((0.1, 0.2, 1.0), "log"),
+        ((1, 2, 5, 10, 100), "log"),
+        ((0.1, 0.8), "linear"),  # not more than 8 times
+        ((1, 2, 4), "linear"),
+        ((0.0, 1.0, 100.0), "linear"),  # there is no logarithm of 0
+        ((20,), "linear"),
+    ],
+)
+def test_axis_of_curves(tmp_path, values, scale):
+    curve = {value: (0.5, 0.1) for value in values}
+    figure = plot_curves({"PNI": curve}, xlabel="value")
+    (axes,) = figure.axes
+    assert axes.get_xscale() == scale
+    if scale == "log":  # each point has its tick, with its number
+        ticks = [tick.get_text() for tick in axes.get_xticklabels()]
+        assert list(map(float, ticks)) == pytest.approx(values)
+        np.testing.assert_allclose(axes.get_xticks(), values)
+    assert saved(figure, tmp_path / "curves.png").startswith(PNG)

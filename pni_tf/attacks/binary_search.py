@@ -1,10 +1,12 @@
-"""What attacks without a bound share: the search over their constant, and the best."""
+"""What attacks without a bound share: the search, the best point, and the verdict."""
 
 from typing import NamedTuple
 
 import tensorflow as tf
 
-from pni_tf.attacks.base import per_example
+from pni_tf.attacks.base import LogitsFn, expected_loss, per_example
+from pni_tf.attacks.goals import Goal
+from pni_tf.attacks.selection import gather, rows_of, scatter
 
 _LARGEST_CONSTANT = 1e10  # an infinite constant would make a loss of NaN
 
@@ -100,3 +102,45 @@ class Smallest(NamedTuple):
             tf.where(better, distance, self.distance),
             self.found | better,
         )
+
+
+class Verdict(NamedTuple):
+    """When a point counts as fooling the network.
+
+    Attributes:
+        confidence: Margin by which each draw must be fooled.
+        agreement: Share of the draws that must be fooled.
+    """
+
+    confidence: float
+    agreement: float
+
+    def judge(self, goal: Goal, logits: tf.Tensor) -> list[tf.Tensor]:
+        """Returns the loss of one draw, and 1.0 where it is fooled, each `[N]`."""
+        margin = goal.margin(logits)
+        fooled = goal.fooled(logits) * tf.cast(margin >= self.confidence, tf.float32)
+        return [tf.nn.relu(self.confidence - margin), fooled]
+
+    def accepts(self, fooled_share: tf.Tensor) -> tf.Tensor:
+        """Returns bool `[N]`: enough of the draws are fooled."""
+        return fooled_share >= self.agreement - 1e-6  # a mean of draws is rounded
+
+    def confirm(
+        self, logits_fn: LogitsFn, goal: Goal, points: tf.Tensor, claimed: tf.Tensor
+    ) -> tf.Tensor:
+        """Returns which of the claimed points fool fresh draws too, bool `[N]`.
+
+        Among thousands of points some fool a few draws by luck; no other is asked.
+        """
+
+        def vote():
+            rows = rows_of(claimed)
+            some = goal.take(rows)
+            _, share = expected_loss(
+                logits_fn,
+                lambda logits: self.judge(some, logits),
+                gather(points, rows),
+            )
+            return scatter(claimed, rows, self.accepts(share))
+
+        return tf.cond(tf.reduce_any(claimed), vote, lambda: claimed)

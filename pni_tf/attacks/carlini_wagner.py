@@ -10,11 +10,10 @@ from pni_tf.attacks.base import (
     check_number,
     constant_count,
     draws_of,
-    expected_loss,
     per_example,
     value_and_gradient,
 )
-from pni_tf.attacks.binary_search import BinarySearch, Smallest
+from pni_tf.attacks.binary_search import BinarySearch, Smallest, Verdict
 from pni_tf.attacks.goals import Goal
 from pni_tf.attacks.selection import gather, rows_of, scatter
 
@@ -37,7 +36,8 @@ class CarliniWagnerL2(Attack):
     and of as many fresh draws again.
 
     An image that is already misclassified gets a perturbation of about zero. A failure
-    returns the image unchanged.
+    returns the image unchanged. Black and white pixels move slowly in tanh space: where
+    an image has little else, `abort_early` may give up too soon.
 
     Args:
         confidence: kappa: the margin by which the network must be fooled.
@@ -126,15 +126,17 @@ class CarliniWagnerL2(Attack):
             candidate = (tanh + 1) / 2
             (hinge, share), gradient = value_and_gradient(
                 logits_fn,
-                lambda logits: [self._hinge(some, logits), self._share(some, logits)],
+                lambda logits: self._verdict.judge(some, logits),
                 candidate,
             )
             distance = tf.reduce_sum((candidate - image) ** 2, [1, 2, 3])
-            accepted = share >= self.agreement
+            accepted = self._verdict.accepts(share)
             nearer = accepted & (distance < now["best"].distance)
             queries = now["queries"]
             if draws_of(logits_fn) > 1:
-                accepted &= ~nearer | self._confirm(logits_fn, some, candidate, nearer)
+                accepted &= ~nearer | self._verdict.confirm(
+                    logits_fn, some, candidate, nearer
+                )
                 queries += tf.cast(nearer, tf.int64)
 
             gradient = 2 * (candidate - image) + per_example(own, image) * gradient
@@ -180,28 +182,6 @@ class CarliniWagnerL2(Attack):
         )
         return end["best"], end["succeeded"], end["queries"], end["gradients"]
 
-    def _hinge(self, goal, logits):
-        return tf.maximum(0.0, self.confidence - goal.margin(logits))
-
-    def _share(self, goal, logits):
-        """Returns 1.0 where the goal is reached with the margin asked for."""
-        fooled = goal.fooled(logits)
-        if self.confidence == 0:
-            return fooled
-        return fooled * tf.cast(goal.margin(logits) >= self.confidence, tf.float32)
-
-    def _confirm(self, logits_fn, goal, candidates, claimed):
-        """Returns where a second vote, on fresh draws, agrees with a claim."""
-
-        def vote():
-            rows = rows_of(claimed)
-            some = goal.take(rows)
-            share = expected_loss(
-                logits_fn,
-                lambda logits: self._share(some, logits),
-                tf.gather(candidates, rows),
-            )
-            agrees = share >= self.agreement
-            return tf.tensor_scatter_nd_update(claimed, rows[:, None], agrees)
-
-        return tf.cond(tf.reduce_any(claimed), vote, lambda: claimed)
+    @property
+    def _verdict(self):
+        return Verdict(self.confidence, self.agreement)

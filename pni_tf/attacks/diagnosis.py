@@ -39,15 +39,15 @@ def gradient_warnings(logits_fn: LogitsFn, images, labels=None) -> list[str]:
             "use attacks that need no gradient (Square, ZOO, substitute, transfer)"
         ]
     size = np.max(np.abs(gradient), axis=tuple(range(1, gradient.shape.rank))) / scale
-    found = []
+    found, count = [], len(size)
     if not np.isfinite(size).all():
         found.append(
-            f"the gradient is not finite on {np.mean(~np.isfinite(size)):.0%} of the "
+            f"the gradient is not finite on {np.sum(~np.isfinite(size))} of {count} "
             "images: attacks take such entries for zero"
         )
     if (size < _DEAD).any():
         found.append(
-            f"the gradient vanishes on {np.mean(size < _DEAD):.0%} of the images: "
+            f"the gradient vanishes on {np.sum(size < _DEAD)} of {count} images: "
             "attacks on the cross-entropy overrate this model; believe APGD-DLR, C&W "
             "and Square more"
         )

@@ -8,10 +8,12 @@ import tensorflow as tf
 from pni_tf.attacks.base import (
     Attack,
     Outcome,
+    check_number,
     constant_count,
     draws_of,
     expected_loss,
 )
+from pni_tf.attacks.expectation import ExpectationOverNoise
 from pni_tf.attacks.goals import Goal
 
 
@@ -28,9 +30,9 @@ class Transfer(Attack):
 
     Args:
         attack: What runs on the source.
-        source: The source: a callable from images to logits, or a `Target`. Wrap it in
-            `ExpectationOverNoise` to attack the expectation of a random source.
+        source: The source: a callable from images to logits, or a `Target`.
         source_name: What `repr` shows for the source; by default its own name.
+        source_draws: Draws of the expectation over the noise of a random source.
 
     Raises:
         ValueError: If `attack` is no attack, or `source` is neither callable nor a
@@ -49,6 +51,7 @@ class Transfer(Attack):
     attack: Attack
     source: Any
     source_name: str | None = None
+    source_draws: int = 1
 
     def __post_init__(self):
         if not isinstance(self.attack, Attack):
@@ -61,17 +64,24 @@ class Transfer(Attack):
                 "`source` must be a callable from images to logits, or a target from "
                 f"`load_target`. Received: source={self.source!r}"
             )
+        check_number("source_draws", self.source_draws, minimum=1, integer=True)
 
     def __repr__(self):
         source = self.source
         name = self.source_name
         for attribute in ("name", "__name__"):
             name = name or getattr(source, attribute, None)
-        return f"Transfer(attack={self.attack!r}, source={name or repr(source)!r})"
+        return (
+            f"Transfer(attack={self.attack!r}, source={name or repr(source)!r}, "
+            f"source_draws={self.source_draws})"
+        )
 
     @property
     def _source_logits(self):
-        return getattr(self.source, "logits", self.source)  # of a Target
+        logits = getattr(self.source, "logits", self.source)  # of a Target
+        if self.source_draws > 1:
+            logits = ExpectationOverNoise(logits, self.source_draws)
+        return logits
 
     def run(self, logits_fn, images, labels, *, targets=None, seed=None):
         goal, draws = Goal.of(labels, targets), draws_of(logits_fn)

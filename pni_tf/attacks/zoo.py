@@ -16,11 +16,11 @@ from pni_tf.attacks.base import (
     fold_in,
     make_seed,
 )
-from pni_tf.attacks.binary_search import BinarySearch, Smallest
+from pni_tf.attacks.binary_search import BinarySearch, Smallest, Verdict
 from pni_tf.attacks.goals import Goal
 from pni_tf.attacks.selection import gather, rows_of, scatter
 from pni_tf.attacks.zoo_coordinates import SPACES, Grid, Modifier, importance, sample
-from pni_tf.attacks.zoo_differences import ask, ask_each, ask_together
+from pni_tf.attacks.zoo_differences import ask_each, ask_together
 
 
 class _Progress(NamedTuple):
@@ -232,18 +232,18 @@ class ZOO(Attack):
         points = space, change, grid, chosen, self.difference
         if self.query_noise == "shared":
             answers = ask_together(
-                logits_fn, self._judge, goal, *points, self.query_batch
+                logits_fn, self._verdict.judge, goal, *points, self.query_batch
             )
         else:
-            answers = ask_each(logits_fn, self._judge, goal, *points)
+            answers = ask_each(logits_fn, self._verdict.judge, goal, *points)
         candidates = space.image(change)
         distance = tf.reduce_sum(tf.square(candidates - space.images), (1, 2, 3))
         queries = progress.queries + (2 * chosen.shape[1] + 1) * draws_of(logits_fn)
-        accepted = answers.fooled_share >= self._least_share
+        accepted = self._verdict.accepts(answers.fooled_share)
         if draws_of(logits_fn) > 1:
             useful = (distance < progress.best.distance) | ~progress.succeeded
             asked = accepted & useful
-            accepted = self._confirm(logits_fn, goal, candidates, asked)
+            accepted = self._verdict.confirm(logits_fn, goal, candidates, asked)
             queries += tf.where(asked, tf.constant(draws_of(logits_fn), tf.int64), 0)
 
         modifier = self._move(modifier, c, answers, space, change, grid, chosen)
@@ -278,23 +278,6 @@ class ZOO(Attack):
             moved = modifier.newton(chosen, slope, curvature, self.learning_rate)
         return moved._replace(value=space.project(moved.value, grid))
 
-    def _confirm(self, logits_fn, goal, candidates, asked):
-        """Returns which of the asked candidates fool fresh draws too."""
-
-        def confirm():
-            rows = rows_of(asked)
-            _, share = ask(
-                logits_fn, self._judge, goal.take(rows), tf.gather(candidates, rows)
-            )
-            return scatter(asked, rows, share >= self._least_share)
-
-        return tf.cond(tf.reduce_any(asked), confirm, lambda: asked)
-
     @property
-    def _least_share(self):
-        return self.agreement - 1e-6  # a mean of draws is rounded
-
-    def _judge(self, goal, logits):
-        margin = goal.margin(logits)
-        fooled = goal.fooled(logits) * tf.cast(margin >= self.confidence, tf.float32)
-        return [tf.nn.relu(self.confidence - margin), fooled]
+    def _verdict(self):
+        return Verdict(self.confidence, self.agreement)

@@ -147,10 +147,12 @@ def _load(settings):
     targets = {"model" if target.noise_free is None else "noise on": target}
     if target.noise_free is not None:
         targets["noise off"] = target.noise_free
-    identities = dict.fromkeys(targets, _digest(settings.model))
+    others = [*settings.transfer_from, *filter(None, [settings.twin])]
+    digests = [_digest(path) for path in (settings.model, *others)]
+    identities = dict.fromkeys(targets, digests)
     if settings.twin is not None:
         targets["twin"] = load_target(settings.twin)
-        identities["twin"] = _digest(settings.twin)
+        identities["twin"] = [*digests[::-1]]
     return targets, identities
 
 

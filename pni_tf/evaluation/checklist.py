@@ -3,6 +3,8 @@
 import dataclasses
 import math
 
+import numpy as np
+
 from pni_tf.attacks import Transfer, make_attack
 from pni_tf.evaluation.checklist_items import LEAST_DRAWS, Item, judge
 from pni_tf.evaluation.curves import evaluate_curve
@@ -92,106 +94,126 @@ def run_checklist(
     Reference: the paper's Table 7, after https://arxiv.org/abs/1802.00420; and
     https://arxiv.org/abs/1902.06705.
     """
-    options = {**options, "draws": draws}
-    results = _attack(
-        target,
-        images,
-        labels,
-        epsilon,
-        expectation,
-        steps,
-        many_steps,
-        queries,
-        options,
+    run = _Run(
+        target, images, labels, epsilon, expectation, {**options, "draws": draws}
     )
-    pgd = _pgd(target, epsilon, steps)
-    for kind in ("epsilon", "draws"):
-        values = None
-        if kind == "draws":
-            values = _draw_values(expectation)
-        curve = evaluate_curve(
-            kind,
-            target,
-            images,
-            labels,
-            attack=pgd,
-            expectation=expectation,
-            values=values,
-            **options,
-        )
-        results |= {f"{kind} {value:.6g}": r for value, r in curve.items()}
-    if target.stochastic and target.reseed is not None:
-        frozen = target.frozen(options.get("seed", 0))
-        (results["frozen"],) = evaluate_robustness(
-            frozen,
-            images,
-            labels,
-            [scenario_of(pgd, frozen, name="PGD on one frozen draw")],
-            **options,
-        )
-    twins = {"noise off": target.noise_free, "twin": twin}
-    for name, other in twins.items():
-        if other is not None:
-            scenarios = [
-                scenario_of(make_attack(attack, "strong", epsilon=epsilon), other)
-                for attack in ("pgd", "apgd-ce")
-            ]
-            scenarios = [
-                dataclasses.replace(s, name=f"{s.name} on {name}") for s in scenarios
-            ]
-            found = evaluate_robustness(other, images, labels, scenarios, **options)
-            results[name] = union(found, name=name)
-    within = [r for key, r in results.items() if _within(key, r, epsilon)]
-    headline = union(within)
+    results = run.attacks(steps, many_steps, queries)
+    if target.has_gradient:
+        pgd = run.pgd(steps)
+        # The point at the attack's own epsilon, or number of draws, is the row "pgd".
+        results[f"epsilon {epsilon:.6g}"] = results["pgd"]
+        results |= run.curve("epsilon", pgd, [*(epsilon * k for k in _SHARES), 1.0])
+        if target.stochastic:
+            results[f"draws {expectation}"] = results["pgd"]
+            results |= run.curve("draws", pgd, _draw_values(expectation))
+        if target.stochastic and target.reseed is not None:
+            results["frozen"] = run.frozen(pgd)
+    results |= run.others({"noise off": target.noise_free, "twin": twin})
+    headline = union([r for key, r in results.items() if _within(key, r, epsilon)])
     return Checklist(
         items=judge(results, headline, draws), headline=headline, results=results
     )
 
 
-def _attack(
-    target, images, labels, epsilon, expectation, steps, many_steps, queries, options
-):
-    """Runs the attacks that need neither a curve nor another target."""
-    pgd = _pgd(target, epsilon, steps)
-    attacks = {
-        "pgd": pgd,
-        "fgsm": make_attack("fgsm", epsilon=epsilon),
-        "long": _pgd(target, epsilon, many_steps),
-        "restarts": dataclasses.replace(pgd, restarts=5),
-        "apgd-ce": make_attack("apgd-ce", epsilon=epsilon, steps=many_steps),
-        "square": make_attack(
-            "square", epsilon=epsilon, queries=queries, stochastic=target.stochastic
-        ),
-        "random": make_attack(
-            "random", epsilon=epsilon, samples=queries, stochastic=target.stochastic
-        ),
-    }
-    if target.num_classes >= 3:
-        attacks["apgd-dlr"] = make_attack("apgd-dlr", epsilon=epsilon, steps=many_steps)
-    if target.noise_free is not None:
-        attacks["transfer"] = Transfer(
-            attack=attacks["long"],
-            source=target.noise_free,
-            source_name="noise-free twin",
+_SHARES = (0.25, 0.5, 2, 4)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """Evaluations of one target that share their images and options."""
+
+    target: Target
+    images: np.ndarray
+    labels: np.ndarray
+    epsilon: float
+    expectation: int
+    options: dict
+
+    def pgd(self, steps):
+        return make_attack("pgd", epsilon=self.epsilon, steps=steps)
+
+    def attacks(self, steps, many_steps, queries):
+        """Returns the results that need neither a curve nor another target."""
+        target, stochastic = self.target, self.target.stochastic
+        long = self.pgd(many_steps)
+        attacks = {}
+        if target.has_gradient:
+            attacks = {
+                "pgd": self.pgd(steps),
+                "fgsm": make_attack("fgsm", epsilon=self.epsilon),
+                "long": long,
+                "restarts": dataclasses.replace(self.pgd(steps), restarts=5),
+                "apgd-ce": self._apgd("apgd-ce", many_steps),
+            }
+            if target.num_classes >= 3:
+                attacks["apgd-dlr"] = self._apgd("apgd-dlr", many_steps)
+        attacks["random"] = make_attack(
+            "random", epsilon=self.epsilon, samples=queries, stochastic=stochastic
         )
-    scenarios = {"clean": Scenario(name="clean")}
-    scenarios |= {
-        key: scenario_of(attack, target, expectation, name=key)
-        for key, attack in attacks.items()
-    }
-    found = evaluate_robustness(
-        target, images, labels, list(scenarios.values()), **options
-    )
-    return dict(zip(scenarios, found, strict=True))
+        if not target.labels_only:
+            attacks["square"] = make_attack(
+                "square", epsilon=self.epsilon, queries=queries, stochastic=stochastic
+            )
+        if target.noise_free is not None:
+            attacks["transfer"] = Transfer(
+                attack=long, source=target.noise_free, source_name="noise-free twin"
+            )
+        scenarios = {"clean": Scenario(name="clean")}
+        scenarios |= {
+            key: scenario_of(attack, target, self.expectation, name=key)
+            for key, attack in attacks.items()
+        }
+        found = self._evaluate(target, list(scenarios.values()))
+        return dict(zip(scenarios, found, strict=True))
 
+    def curve(self, kind, attack, values):
+        """Returns the points of a curve, under the names that `judge` expects."""
+        curve = evaluate_curve(
+            kind,
+            self.target,
+            self.images,
+            self.labels,
+            attack=attack,
+            expectation=self.expectation,
+            values=tuple(values),
+            **self.options,
+        )
+        return {f"{kind} {value:.6g}": result for value, result in curve.items()}
 
-def _pgd(target, epsilon, steps):
-    return make_attack("pgd", epsilon=epsilon, steps=steps, early_stop=False)
+    def frozen(self, attack):
+        """Returns the result of attacking and scoring one draw of the noise."""
+        frozen = self.target.frozen(self.options.get("seed", 0))
+        scenario = scenario_of(attack, frozen, name="PGD on one frozen draw")
+        return self._evaluate(frozen, [scenario])[0]
+
+    def others(self, targets):
+        """Returns the worst case of strong white-box attacks on other targets."""
+        results = {}
+        for name, target in targets.items():
+            if target is not None:
+                scenarios = [
+                    scenario_of(
+                        make_attack(attack, "strong", epsilon=self.epsilon),
+                        target,
+                        name=f"{attack} on {name}",
+                    )
+                    for attack in ("pgd", "apgd-ce")
+                ]
+                results[name] = union(self._evaluate(target, scenarios), name=name)
+        return results
+
+    def _apgd(self, name, steps):
+        return make_attack(name, epsilon=self.epsilon, steps=steps)
+
+    def _evaluate(self, target, scenarios):
+        return evaluate_robustness(
+            target, self.images, self.labels, scenarios, **self.options
+        )
 
 
 def _draw_values(expectation):
     known = [k for k in (1, 2, 5, 10, 20) if k < expectation]
-    return (*known, expectation, math.ceil(2.5 * expectation))
+    return (*known, math.ceil(2.5 * expectation))
 
 
 def _within(key, result, epsilon):

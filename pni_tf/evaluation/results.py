@@ -223,6 +223,8 @@ def union(results: list[Result], name: str = "worst case") -> Result:
 
     Reference: the per-example worst case of AutoAttack, https://arxiv.org/abs/2003.01690.
     """
+    if not results:
+        raise ValueError("A worst case needs at least one result. Received: none")
     first = results[0]
     for other in results[1:]:
         if other.target != first.target or not np.array_equal(

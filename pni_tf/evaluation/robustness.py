@@ -8,7 +8,12 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import tensorflow as tf
 
-from pni_tf.attacks import ExpectationOverNoise, Outcome, gradient_warnings
+from pni_tf.attacks import (
+    CarliniWagnerL2,
+    ExpectationOverNoise,
+    Outcome,
+    gradient_warnings,
+)
 from pni_tf.attacks.base import check_number
 from pni_tf.evaluation.results import Result, Scenario
 from pni_tf.evaluation.store import ResultStore
@@ -78,6 +83,12 @@ def evaluate_robustness(
         gradients = gradient_warnings(target.logits, images[batch], labels[batch])
     results = []
     for scenario in scenarios:
+        if target.probabilities and isinstance(scenario.attack, CarliniWagnerL2):
+            raise ValueError(
+                "The attack of Carlini and Wagner needs logits, and the outputs of "
+                f"{target.name!r} look like probabilities: remove the softmax, or take "
+                "the logarithm of its outputs"
+            )
         warnings = [*target.warnings, *scenario.warnings(target.stochastic)]
         if scenario.gradient_based:
             warnings += gradients
@@ -112,21 +123,23 @@ def _arrays(target, images, labels, scenario, common, store, progress):
         "target_rule": scenario.target_rule,
         "expectation": int(scenario.expectation) if target.stochastic else 1,
     }
-    arrays = store.read(scenario.name, settings) if store else None
+    stamp = {**settings, "target": target.name}
+    arrays = store.read(scenario.name, stamp) if store else None
     if arrays is not None:
-        return arrays
+        return {name: value for name, value in arrays.items() if name != "labels"}
     attack_and_score = None
     starts = range(0, len(images), common["batch_size"])
     parts = []
     for start in progress(starts, scenario.name) if progress else starts:
-        part = store.read_batch(scenario.name, start, settings) if store else None
+        part = store.read_batch(scenario.name, start, stamp) if store else None
         if part is None:
             if attack_and_score is None:  # traced only if there is something to do
                 attack_and_score = _compiled(target, scenario)
             batch = slice(start, start + common["batch_size"])
             seeds = _seeds(settings, start)
-            if target.reseed is not None:
-                target.reseed(seeds[0])
+            for network in (target, getattr(scenario.attack, "source", None)):
+                if getattr(network, "reseed", None) is not None:
+                    network.reseed(seeds[0])
             part = attack_and_score(
                 tf.constant(images[batch]),
                 tf.constant(labels[batch]),
@@ -135,14 +148,14 @@ def _arrays(target, images, labels, scenario, common, store, progress):
             )
             part = {name: value.numpy() for name, value in part.items()}
             if store:
-                store.write_batch(scenario.name, start, settings, part)
+                store.write_batch(scenario.name, start, stamp, part)
         parts.append(part)
     arrays = {
         name: np.concatenate([part[name] for part in parts], axis=_AXES.get(name, 0))
         for name in parts[0]
     }
     if store:
-        store.write(scenario.name, settings, arrays)
+        store.write(scenario.name, stamp, {"labels": labels, **arrays})
     return arrays
 
 

@@ -60,7 +60,8 @@ class ResultStore:
         path.parent.mkdir(parents=True, exist_ok=True)
         scratch = path.with_suffix(".unfinished")
         with scratch.open("wb") as file:
-            np.savez_compressed(file, settings=self._stamp(settings), **arrays)
+            # Last, so that an archive that lost arrays at its end has lost this too.
+            np.savez_compressed(file, **arrays, settings=self._stamp(settings))
         os.replace(scratch, path)
 
     def _read(self, path, settings):

@@ -7,7 +7,6 @@ from pni_tf.attacks import (
     FGSM,
     PGD,
     Attack,
-    ExpectationOverNoise,
     Transfer,
     make_attack,
 )
@@ -205,11 +204,11 @@ def transfer_from(
         attack: What runs on the source.
         expectation: Draws of the target's noise in the attack's own verdict.
     """
-    logits = source.logits
-    if source.stochastic:
-        logits = ExpectationOverNoise(logits, 20)
+    draws = 20 if source.stochastic else 1
     return Scenario(
         name=f"transfer from {name}",
-        attack=Transfer(attack=attack, source=logits, source_name=name),
+        attack=Transfer(
+            attack=attack, source=source, source_name=name, source_draws=draws
+        ),
         expectation=expectation,
     )
