@@ -416,3 +416,32 @@ class TestRun:
         )
         assert len(set(seen)) == len(seen)  # each row has a file of its own
         self.check_reports(found)
+
+
+@pytest.mark.parametrize("labels_only", [False, True])
+def test_what_a_target_does_not_allow_is_not_run(labels_only):
+    """A network without gradient, or one that gives labels only."""
+    kernel = np.random.default_rng(0).normal(size=(12, 3)).astype("float32")
+
+    def logits(images):
+        return tf.stop_gradient(tf.reshape(images, [-1, 12]) @ kernel)
+
+    def labels_of(images):
+        return np.argmax(images.reshape(-1, 12) @ kernel, -1)
+
+    shape = (3, 4, 1)
+    target = load_target(
+        labels_of if labels_only else logits,
+        image_shape=shape,
+        num_classes=3,
+        labels_only=labels_only,
+    )
+    images = np.random.default_rng(1).uniform(size=(20, *shape)).astype("float32")
+    checklist = run_checklist(
+        target, images, labels_of(images), epsilon=0.2, queries=20, draws=10
+    )
+    run = {"clean", "random"} | (set() if labels_only else {"square"})
+    assert set(checklist.results) == run
+    assert {item.status for item in checklist.items} == {"NOT RUN"}
+    # The number to quote is still the worst of what could be run.
+    assert checklist.headline.mean < checklist.results["clean"].mean == 1
