@@ -128,7 +128,7 @@ TABLE = [
                 iterations=1000,
                 coordinates=128,
                 learning_rate=1e-2,
-                query_noise="shared",
+                query_noise="none",
             ),
             ZOO(query_noise="independent"),
         )

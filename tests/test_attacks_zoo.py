@@ -448,6 +448,40 @@ def test_queries_are_counted_without_a_gradient(query_noise, draws):
         assert max(network.rows) == 5 * 9
 
 
+def test_what_is_known_is_not_asked():
+    """Without noise, the images are the same for fewer queries."""
+    settings = {"coordinates": COUNT, "learning_rate": 0.02, "difference": 1e-3}
+    outcomes, passes = {}, {}
+    for how in ("shared", "none"):
+        network = Counting(lambda images: 100 * curved(images))
+        zoo = dataclasses.replace(QUICK, query_noise=how, **settings)
+        outcomes[how] = tf.function(zoo.run)(
+            network, IMAGES, labels_of(curved), seed=SEED
+        )
+        passes[how] = sum(network.rows)
+        assert outcomes[how].queries.numpy().sum() == passes[how]
+    shared, none = outcomes["shared"], outcomes["none"]
+    assert shared.found.numpy().all()
+    np.testing.assert_allclose(none.images, shared.images, atol=1e-3)
+    assert passes["none"] < 0.8 * passes["shared"]
+
+
+def test_early_stop_leaves_an_image_at_its_first_success():
+    outcomes = {}
+    for stops in (False, True):
+        network = Counting(curved)
+        zoo = dataclasses.replace(QUICK, early_stop=stops, learning_rate=0.02)
+        outcomes[stops] = tf.function(zoo.run)(
+            network, IMAGES, labels_of(curved), seed=SEED
+        )
+        assert outcomes[stops].queries.numpy().sum() == sum(network.rows)
+    whole, first = outcomes[False], outcomes[True]
+    assert whole.found.numpy().all() and first.found.numpy().all()
+    assert np.all(first.queries.numpy() < whole.queries.numpy())
+    assert np.all(distances(whole.images) <= distances(first.images) + 1e-6)
+    assert distances(whole.images).sum() < distances(first.images).sum()
+
+
 def test_a_shared_pass_keeps_to_the_batch_and_the_image():
     plain = answers(curved, how="shared")
     points = 2 * COUNT + 1
@@ -683,7 +717,7 @@ def test_labels_of_any_integer_type():
     np.testing.assert_array_equal(results[0], results[2])
 
 
-@pytest.mark.parametrize("query_noise", ["independent", "shared"])
+@pytest.mark.parametrize("query_noise", ["independent", "shared", "none"])
 def test_one_graph_for_any_batch(query_noise):
     zoo = dataclasses.replace(
         QUICK, query_noise=query_noise, iterations=20, difference=1e-2
@@ -763,7 +797,7 @@ def test_the_graph_does_not_grow():
         ({"beta_2": -0.1}, "beta_2"),
         ({"solver": "sgd"}, "solver"),
         ({"space": "log"}, "space"),
-        ({"query_noise": "none"}, "query_noise"),
+        ({"query_noise": "some"}, "query_noise"),
         ({"attack_size": 0}, "attack_size"),
         ({"upscale_at": (5,)}, "needs `attack_size`"),
         ({"upscale_at": (5, 5), "attack_size": 2}, "must grow"),

@@ -274,7 +274,7 @@ class TestSuites:
         assert pgd == PGD_OF_THE_PAPER
         settings = {"initial_const": 0.01, "learning_rate": 5e-4, "steps": 10}
         assert cw == CarliniWagnerL2(**settings)
-        noise = {"deterministic": "shared", "stochastic": "independent"}[kind]
+        noise = {"deterministic": "none", "stochastic": "independent"}[kind]
         assert isinstance(zoo, ZOO) and zoo.query_noise == noise
         assert transfer.attack == pgd
         assert transfer.source is other

@@ -120,8 +120,7 @@ def _preset(name, preset, epsilon, stochastic, channels):
     if name == "random":
         return stops
     if name == "zoo":
-        # Without noise, all queries of a step may share one forward pass.
-        values = {"query_noise": "independent" if stochastic else "shared"}
+        values = {"query_noise": "independent" if stochastic else "none"}
         grey = {"space": "box", "iterations": 3000}
         return values | (grey if channels == 1 else {})
     return {}

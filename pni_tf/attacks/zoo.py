@@ -20,7 +20,7 @@ from pni_tf.attacks.binary_search import BinarySearch, Smallest, Verdict
 from pni_tf.attacks.goals import Goal
 from pni_tf.attacks.selection import gather, rows_of, scatter
 from pni_tf.attacks.zoo_coordinates import SPACES, Grid, Modifier, importance, sample
-from pni_tf.attacks.zoo_differences import ask_each, ask_together
+from pni_tf.attacks.zoo_differences import ask_each, ask_needed, ask_together
 
 
 class _Progress(NamedTuple):
@@ -73,6 +73,8 @@ class ZOO(Attack):
         abort_early: Whether an image stops when its loss has not fallen by a
             ten-thousandth in `patience` iterations.
         patience: See `abort_early`.
+        early_stop: Whether an image is left alone at its first success: few queries,
+            for a larger perturbation. The binary search then only raises the constant.
         attack_size: Side of a modifier of low resolution that is scaled up to the image
             (bilinear); None moves each pixel. For large images.
         upscale_at: Iterations at which the side of the modifier doubles.
@@ -83,8 +85,9 @@ class ZOO(Attack):
             for an attacker from outside; differences over a random network are then
             mostly noise. `"shared"`: the queries of an iteration of an image go through
             one forward pass, which shares one draw of weight noise (activation noise is
-            still drawn for each) and flatters the attack. For a deterministic network
-            both give the same numbers, and the latter is faster.
+            still drawn for each) and flatters the attack. `"none"`, for a deterministic
+            network: as shared, but where an image fools the network by a clear margin
+            only the point itself is asked about, since the differences are zero.
         query_batch: Most rows of a shared forward pass, but at least one image's.
         agreement: Share of the draws that must be fooled.
 
@@ -115,6 +118,7 @@ class ZOO(Attack):
     binary_search_steps: int = 9
     abort_early: bool = True
     patience: int = 100
+    early_stop: bool = False
     attack_size: int | None = None
     upscale_at: tuple[int, ...] = ()
     importance_sampling: bool = False
@@ -136,7 +140,7 @@ class ZOO(Attack):
         self._require(self.agreement <= 1, "must not exceed 1", "agreement")
         check_choice("solver", self.solver, ("adam", "newton"))
         check_choice("space", self.space, tuple(SPACES))
-        check_choice("query_noise", self.query_noise, ("independent", "shared"))
+        check_choice("query_noise", self.query_noise, ("independent", "shared", "none"))
         has_size, stages = self.attack_size is not None, len(self.upscale_at)
         if has_size:
             check_number("attack_size", self.attack_size, minimum=1, integer=True)
@@ -189,7 +193,7 @@ class ZOO(Attack):
         progress = _Progress(
             Modifier.start(tf.zeros((count, grids[0].count))),
             tf.fill([count], float("inf")),
-            tf.fill([count], True),
+            ~(best.found & self.early_stop),
             tf.fill([count], False),
             best,
             constant_count(images, 0),
@@ -230,15 +234,16 @@ class ZOO(Attack):
         modifier = progress.modifier
         change = grid.upscale(modifier.value)
         points = space, change, grid, chosen, self.difference
-        if self.query_noise == "shared":
-            answers = ask_together(
-                logits_fn, self._verdict.judge, goal, *points, self.query_batch
-            )
+        asking = logits_fn, self._verdict.judge, goal, *points
+        if self.query_noise == "none":
+            answers = ask_needed(*asking, self.query_batch, self.confidence)
+        elif self.query_noise == "shared":
+            answers = ask_together(*asking, self.query_batch)
         else:
-            answers = ask_each(logits_fn, self._verdict.judge, goal, *points)
+            answers = ask_each(*asking)
         candidates = space.image(change)
         distance = tf.reduce_sum(tf.square(candidates - space.images), (1, 2, 3))
-        queries = progress.queries + (2 * chosen.shape[1] + 1) * draws_of(logits_fn)
+        queries = progress.queries + answers.asked * draws_of(logits_fn)
         accepted = self._verdict.accepts(answers.fooled_share)
         if draws_of(logits_fn) > 1:
             useful = (distance < progress.best.distance) | ~progress.succeeded
@@ -253,7 +258,7 @@ class ZOO(Attack):
         return _Progress(
             modifier,
             tf.where(look, loss, last),
-            ~stuck,
+            ~stuck & ~(accepted & self.early_stop),
             progress.succeeded | accepted,
             progress.best.update(candidates, accepted, distance),
             queries,

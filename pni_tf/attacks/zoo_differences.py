@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from pni_tf.attacks.base import LogitsFn, average
+from pni_tf.attacks.base import LogitsFn, average, constant_count
 from pni_tf.attacks.goals import Goal
-from pni_tf.attacks.selection import gather
+from pni_tf.attacks.selection import gather, rows_of, scatter
 from pni_tf.attacks.zoo_coordinates import Grid
 
 JudgeFn = Callable[[Goal, tf.Tensor], list[tf.Tensor]]
@@ -21,12 +21,14 @@ class Answers(NamedTuple):
         fooled_share: Float32 `[N]`: share of the draws that are fooled there.
         above: Float32 `[N, B]`: the loss with a coordinate raised.
         below: Float32 `[N, B]`: the loss with a coordinate lowered.
+        asked: int64 `[N]`: points asked about, for one draw.
     """
 
     loss: tf.Tensor
     fooled_share: tf.Tensor
     above: tf.Tensor
     below: tf.Tensor
+    asked: tf.Tensor
 
     def slope(self, difference: float) -> tf.Tensor:
         """Returns the first derivative along each coordinate, `[N, B]`."""
@@ -86,7 +88,11 @@ def ask_each(
         parallel_iterations=1,
     )
     return Answers(
-        loss, share, tf.transpose(above.stack()), tf.transpose(below.stack())
+        loss,
+        share,
+        tf.transpose(above.stack()),
+        tf.transpose(below.stack()),
+        constant_count(loss, 2 * number + 1),
     )
 
 
@@ -140,7 +146,52 @@ def ask_together(
         parallel_iterations=1,
     )
     loss, above, below = tf.split(losses, (1, number, number), 1)
-    return Answers(loss[:, 0], shares, above, below)
+    return Answers(loss[:, 0], shares, above, below, constant_count(shares, points))
+
+
+def ask_needed(
+    logits_fn: LogitsFn,
+    judge: JudgeFn,
+    goal: Goal,
+    space,
+    change: tf.Tensor,
+    grid: Grid,
+    coordinates: tf.Tensor,
+    difference: float,
+    batch: int,
+    confidence: float,
+) -> Answers:
+    """Asks about the point of an image, and about the others where that can matter.
+
+    Where the margin exceeds `confidence` by a thousand times `difference`, the loss is
+    zero, and so it is at the other points of any network that is not a thousand times
+    as steep. For deterministic networks: of a random one, the point and the others
+    would see different draws. The arguments are those of `ask_together`.
+    """
+    slack = 1000.0 * difference
+
+    def judge_point(goal, logits):
+        return [*judge(goal, logits), goal.margin(logits)]
+
+    loss, share, margin = ask(logits_fn, judge_point, goal, space.image(change))
+    rows = rows_of(margin < confidence + slack)
+    nothing = tf.zeros(tf.shape(coordinates))
+    asked = constant_count(loss, 1)
+
+    part = ask_together(
+        logits_fn,
+        judge,
+        goal.take(rows),
+        *gather((space, change), rows),
+        grid,
+        tf.gather(coordinates, rows),
+        difference,
+        batch,
+    )
+    rest = scatter(
+        (nothing, nothing, asked), rows, (part.above, part.below, part.asked + 1)
+    )
+    return Answers(loss, share, *rest)
 
 
 def _finite(values):
