@@ -1,5 +1,6 @@
 """What may be evaluated: scenarios, sets of them, and what is refused."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -36,9 +37,10 @@ def some_images(count=4, shape=SHAPE):
     return np.random.default_rng(0).uniform(size=(count, *shape)).astype("float32")
 
 
-def linear_target(classes=2):
+def linear_target(classes=2, **fields):
     kernel = np.random.default_rng(0).normal(size=(6, classes)).astype("float32")
-    return load_target(lambda x: tf.reshape(x, [-1, 6]) @ kernel, image_shape=SHAPE)
+    target = load_target(lambda x: tf.reshape(x, [-1, 6]) @ kernel, image_shape=SHAPE)
+    return dataclasses.replace(target, **fields)
 
 
 class TestBadInput:
@@ -154,8 +156,15 @@ class TestScenario:
             1,
             ["cannot cross", "no expectation", "once 1 draws"],
         ),
-        # It is attacked elsewhere.
-        (Transfer(attack=PGD(early_stop=True), source=linear_target()), 1, []),
+        # What is attacked is the source.
+        (Transfer(attack=PGD(), source=linear_target()), 1, []),
+        (
+            Transfer(attack=PGD(steps=1), source=linear_target(warnings=("odd",))),
+            1,
+            ["cannot cross", "source: odd"],
+        ),
+        (CarliniWagnerL2(), 20, ["abort_early"]),
+        (ZOO(abort_early=False, query_noise="none"), 20, ["query_noise='none'"]),
     )
 
     @pytest.mark.parametrize(("attack", "expectation", "words"), STOCHASTIC)
@@ -165,7 +174,7 @@ class TestScenario:
         assert len(warnings) == len(words)
         for warning, expected in zip(warnings, words, strict=True):
             assert expected in warning
-        kept = [w for w in warnings if "cannot cross" in w]
+        kept = [w for w in warnings if "cannot cross" in w or "source" in w]
         assert list(row.warnings(stochastic=False)) == kept
 
     @pytest.mark.parametrize(
@@ -254,7 +263,12 @@ def target_of(kind, classes=10):
     quiet = Target(name="quiet", **fields)
     if kind == "stochastic":
         fields |= {"stochastic": True, "noise_free": quiet}
-    return Target(name=kind, labels_only=kind == "labels only", **fields)
+    return Target(
+        name=kind,
+        labels_only=kind == "labels only",
+        has_gradient=kind not in ("labels only", "no gradient"),
+        **fields,
+    )
 
 
 PGD_OF_THE_PAPER = PGD(epsilon=8 / 255, step_size=0.01, steps=7)
@@ -273,7 +287,7 @@ class TestSuites:
         assert fgsm == FGSM(epsilon=8 / 255)
         assert pgd == PGD_OF_THE_PAPER
         settings = {"initial_const": 0.01, "learning_rate": 5e-4, "steps": 10}
-        assert cw == CarliniWagnerL2(**settings)
+        assert cw == CarliniWagnerL2(**settings, abort_early=kind == "deterministic")
         noise = {"deterministic": "none", "stochastic": "independent"}[kind]
         assert isinstance(zoo, ZOO) and zoo.query_noise == noise
         assert transfer.attack == pgd
@@ -287,25 +301,19 @@ class TestSuites:
         random = kind == "stochastic"
         attacks = {
             "clean": None,
-            "APGD-CE": APGD(
-                epsilon=0.1, restarts=1 if random else 5, early_stop=not random
-            ),
-            "APGD-DLR": APGD(
-                epsilon=0.1,
-                loss="dlr",
-                restarts=1 if random else 5,
-                early_stop=not random,
-            ),
+            "APGD-CE": APGD(epsilon=0.1, early_stop=not random),
+            "APGD-DLR": APGD(epsilon=0.1, loss="dlr", early_stop=not random),
+            # The same effort for both kinds, so that they can be compared.
             "PGD with restarts": PGD(
                 epsilon=0.1,
-                steps=50 if random else 100,
-                step_size=0.25 / (50 if random else 100),
-                restarts=3 if random else 5,
+                steps=50,
+                step_size=0.1 / 20,
+                restarts=3,
                 early_stop=not random,
             ),
             "Square": Square(
                 epsilon=0.1,
-                queries=1000 if random else 5000,
+                queries=2000 if random else 1000,  # two for each square
                 early_stop=not random,
                 reevaluate=random,
             ),
@@ -329,6 +337,8 @@ class TestSuites:
         ("deterministic", 2, "linf", ["APGD-CE", "PGD with restarts", "Square"]),
         ("deterministic", 3, "l2", ["APGD-CE", "APGD-DLR", "PGD with restarts"]),
         ("deterministic", 2, "l2", ["APGD-CE", "PGD with restarts"]),
+        ("no gradient", 3, "linf", ["random search", "Square"]),
+        ("no gradient", 3, "l2", ["random search"]),
         ("labels only", 10, "linf", ["random search"]),
         ("labels only", 2, "l2", ["random search"]),
     )

@@ -38,7 +38,7 @@ class APGD(Attack):
 
     Args:
         epsilon: Radius of the ball, in the units of the images (`[0, 1]`).
-        steps: Number of gradient evaluations of a run.
+        steps: Number of steps of a run, which evaluates one gradient more.
         norm: `"linf"` or `"l2"`.
         loss: `"ce"`, `"dlr"` (at least 3 classes), or `"dlr-targeted"` (at least 4):
             an untargeted attack that tries the likeliest wrong classes one by one.
@@ -190,7 +190,7 @@ class APGD(Attack):
             return i + 1, state, best, ~(best.fooled & self.early_stop), count
 
         _, _, best, _, count = tf.while_loop(
-            lambda i, state, best, going, _: (i < self.steps) & tf.reduce_any(going),
+            lambda i, state, best, going, _: (i <= self.steps) & tf.reduce_any(going),
             step,
             (tf.constant(1), state, best, going, constant_count(images, 1)),
             parallel_iterations=1,

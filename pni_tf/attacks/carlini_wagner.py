@@ -131,13 +131,13 @@ class CarliniWagnerL2(Attack):
             )
             distance = tf.reduce_sum((candidate - image) ** 2, [1, 2, 3])
             accepted = self._verdict.accepts(share)
-            nearer = accepted & (distance < now["best"].distance)
+            # A success that would change nothing need not be confirmed.
+            useful = (distance < now["best"].distance) | ~now["succeeded"]
+            claimed = accepted & useful
             queries = now["queries"]
             if draws_of(logits_fn) > 1:
-                accepted &= ~nearer | self._verdict.confirm(
-                    logits_fn, some, candidate, nearer
-                )
-                queries += tf.cast(nearer, tf.int64)
+                accepted = self._verdict.confirm(logits_fn, some, candidate, claimed)
+                queries += tf.cast(claimed, tf.int64)
 
             gradient = 2 * (candidate - image) + per_example(own, image) * gradient
             gradient *= (1 - tanh**2) / 2

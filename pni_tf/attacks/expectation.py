@@ -18,7 +18,8 @@ class ExpectationOverNoise:
     Attacks get the mean over draws of the loss, of its gradient (the gradient of the
     expected loss) and of their verdict. The passes run one after the other, so memory
     does not grow with the number of draws. Called directly, the object returns the mean
-    logits.
+    logits; so an attack on `lambda images: expectation(images)` ascends the loss of the
+    mean logits instead, with memory for all draws.
 
     Args:
         logits_fn: Callable from images to logits, a fresh draw at each call.

@@ -43,14 +43,13 @@ def make_attack(
     nothing of an attack, `"paper"` is `"reference"`.
 
     - `pgd`: paper 7 steps of 0.01 at epsilon 8/255, in proportion at others; reference
-      20 steps of epsilon / 4 (Madry et al. on CIFAR-10); strong 100 steps and 5
-      restarts, on a random network 50 and 3, of `2.5 * epsilon / steps`.
-    - `apgd-ce`, `apgd-dlr`, `apgd-t` (targeted DLR): 100 steps; strong 5 restarts on a
-      deterministic network.
+      20 steps of epsilon / 4 (Madry et al. on CIFAR-10); strong 3 runs of 50 steps of
+      epsilon / 20.
+    - `apgd-ce`, `apgd-dlr`, `apgd-t` (targeted DLR): 100 steps.
     - `cw`: paper c 0.01, learning rate 5e-4, 10 iterations, which is far from
-      converged; reference and strong up to 10,000 iterations at 1e-2.
-    - `square`: 5,000 queries; strong on a random network 1,000, of which each takes all
-      draws of the expectation.
+      converged; reference and strong up to 10,000 iterations at 1e-2, on a random
+      network 1,000, without `abort_early`.
+    - `square`: 5,000 squares, strong 1,000; on a random network each costs two queries.
     - `zoo`: 1,000 iterations in tanh space; for grey images 3,000 in the box, since in
       tanh space black and white pixels hardly move.
     - `random`, `fgsm`: the same in all presets.
@@ -61,7 +60,8 @@ def make_attack(
         epsilon: Radius of the ball; not for `cw` and `zoo`, which have none.
         norm: `"linf"` or `"l2"`, for those attacks that have both.
         stochastic: Whether the network is random. A deterministic one is attacked with
-            `early_stop` by the strong preset and by `square` and `random`.
+            `early_stop` by the strong preset and by `square` and `random`; the effort
+            is otherwise the same for both, so that they can be compared.
         channels: Channels of the images, for `zoo`.
         **settings: Arguments of the attack's class, in place of the preset's.
 
@@ -91,36 +91,41 @@ def make_attack(
         check_number("steps", settings["steps"], minimum=0, integer=True)
         values["step_size"] = 2.5 * values["epsilon"] / max(settings["steps"], 1)
     values |= settings
+    if isinstance(values.get("upscale_at"), int):
+        values["upscale_at"] = (values["upscale_at"],)
     return kind(**{key: value for key, value in values.items() if key in known})
 
 
 def _preset(name, preset, epsilon, stochastic, channels):
     strong = preset == "strong"
     stops = {"early_stop": not stochastic}
+    # Single noisy losses say nothing of progress.
+    patient = {"abort_early": not stochastic}
     if name == "pgd":
         if preset == "paper":
-            return {"steps": 7, "step_size": 0.01 * epsilon / (8 / 255)}
+            near = abs(epsilon - 8 / 255) < 1e-3  # such as 0.031
+            return {"steps": 7, "step_size": 0.01 * (1 if near else epsilon * 255 / 8)}
         if preset == "reference":
             return {"steps": 20, "step_size": epsilon / 4}
-        steps, restarts = (50, 3) if stochastic else (100, 5)
-        size = 2.5 * epsilon / steps
-        return {"steps": steps, "step_size": size, "restarts": restarts} | stops
+        return {"steps": 50, "step_size": epsilon / 20, "restarts": 3} | stops
     if name.startswith("apgd"):
         loss = {"apgd-ce": "ce", "apgd-dlr": "dlr", "apgd-t": "dlr-targeted"}[name]
-        restarts = 5 if strong and not stochastic else 1
-        return {"loss": loss, "restarts": restarts} | (stops if strong else {})
+        return {"loss": loss} | (stops if strong else {})
     if name == "cw":
         if preset == "paper":
-            return {"initial_const": 0.01, "learning_rate": 5e-4, "steps": 10}
-        return {"steps": 10_000}
+            settings = {"initial_const": 0.01, "learning_rate": 5e-4, "steps": 10}
+        else:
+            settings = {"steps": 1000 if stochastic else 10_000}
+        return settings | patient
     if name == "square":
+        squares = 1000 if strong else 5000
         if stochastic:
-            return {"reevaluate": True, "queries": 1000 if strong else 5000}
-        return stops
+            return {"reevaluate": True, "queries": 2 * squares}
+        return {"queries": squares} | stops
     if name == "random":
         return stops
     if name == "zoo":
-        values = {"query_noise": "independent" if stochastic else "none"}
+        values = {"query_noise": "independent" if stochastic else "none"} | patient
         grey = {"space": "box", "iterations": 3000}
         return values | (grey if channels == 1 else {})
     return {}

@@ -35,8 +35,8 @@ class Transfer(Attack):
         source_draws: Draws of the expectation over the noise of a random source.
 
     Raises:
-        ValueError: If `attack` is no attack, or `source` is neither callable nor a
-            target.
+        ValueError: If `attack` is no attack or stops early, or `source` is neither
+            callable nor a target.
 
     Example:
 
@@ -57,6 +57,12 @@ class Transfer(Attack):
         if not isinstance(self.attack, Attack):
             raise ValueError(
                 "`attack` must be a `pni_tf.Attack` such as `PGD()`. "
+                f"Received: attack={self.attack!r}"
+            )
+        if getattr(self.attack, "early_stop", False):
+            raise ValueError(
+                "With early_stop the attack ends as soon as the source is fooled, and "
+                "such images hardly transfer: use early_stop=False. "
                 f"Received: attack={self.attack!r}"
             )
         if not callable(self._source_logits):

@@ -87,7 +87,8 @@ class ZOO(Attack):
             one forward pass, which shares one draw of weight noise (activation noise is
             still drawn for each) and flatters the attack. `"none"`, for a deterministic
             network: as shared, but where an image fools the network by a clear margin
-            only the point itself is asked about, since the differences are zero.
+            only the point itself is asked about, since the differences are zero;
+            elsewhere it is asked about twice.
         query_batch: Most rows of a shared forward pass, but at least one image's.
         agreement: Share of the draws that must be fooled.
 

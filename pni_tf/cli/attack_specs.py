@@ -23,7 +23,8 @@ def parse_attacks(text: str, known: tuple[str, ...]) -> list[AttackSpec]:
 
     Args:
         text: Names, each with optional settings in parentheses. A value is an integer,
-            a number or fraction (`8/255`), true, false, none, or a word.
+            a number or fraction (`8/255`), true, false, none, a word, or several of
+            them, such as `100:300`.
         known: The names that may occur.
 
     Raises:
@@ -58,6 +59,8 @@ def _value(text):
     words = {"true": True, "false": False, "none": None}
     if text.lower() in words:
         return words[text.lower()]
+    if ":" in text:
+        return tuple(_value(part) for part in text.split(":"))
     try:
         return int(text)
     except ValueError:

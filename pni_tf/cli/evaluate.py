@@ -80,7 +80,8 @@ def define() -> None:
     flags.DEFINE_list(
         "epsilons",
         None,
-        "Radii of the ball, for pixels in [0, 1]; fractions such as 8/255 are fine.",
+        "Radii of the ball, for pixels in [0, 1]; fractions such as 8/255 are fine. "
+        "The curves and the checklist take the first.",
         module_name=ATTACK,
     )
     flags.DEFINE_enum(
@@ -192,7 +193,14 @@ def parse(model: str) -> SimpleNamespace:
                 "--curves must be from: epsilon, steps, draws. "
                 f"Received: --curves={','.join(curves)}"
             )
+    if given.norm != "linf" and (given.checklist or given.suite == "paper"):
+        what = "--checklist" if given.checklist else "--suite=paper"
+        raise ValueError(f"{what} is for --norm=linf. Received: --norm={given.norm}")
     attacks = given.attacks
+    if given.towards and given.suite and not attacks:
+        raise ValueError(
+            "--towards is for the attacks of --attacks: those of a suite are untargeted"
+        )
     if attacks is None:
         attacks = "" if given.suite else _DEFAULT[given.norm]
     beside = path / "evaluation" if earlier else Path(f"{model.rstrip('/')}_evaluation")

@@ -28,8 +28,9 @@ def evaluate(settings: SimpleNamespace) -> None:
     targets, identities = _load(settings)
     images, labels, held_out = _data(settings)
     sources = {str(path): load_target(path) for path in settings.transfer_from}
+    digests = {str(path): _digest(path) for path in settings.transfer_from}
     # All are made before the first is run, so that a bad setting shows at once.
-    planner = Planner(settings, sources, images, held_out)
+    planner = Planner(settings, sources, digests, images, held_out)
     plans = {
         name: planner.scenarios(name, target, identities[name])
         for name, target in targets.items()
@@ -47,7 +48,7 @@ def evaluate(settings: SimpleNamespace) -> None:
     checklist = None
     if settings.checklist:
         checklist = run.checklist(next(iter(targets)))
-    _write(settings, columns, curves, checklist)
+    _write(settings, columns, curves, checklist, planner.substitutes)
 
 
 def evaluate_columns(
@@ -132,6 +133,8 @@ class _Runner:
 
     def _options(self, name, part="examples"):
         identity = self.identities[name]
+        if part == "checklist":
+            identity = list(self.identities.values())  # it attacks the twin too
         return {
             "draws": self.settings.draws,
             "batch_size": self.settings.batch_size,
@@ -147,12 +150,15 @@ def _load(settings):
     targets = {"model" if target.noise_free is None else "noise on": target}
     if target.noise_free is not None:
         targets["noise off"] = target.noise_free
-    others = [*settings.transfer_from, *filter(None, [settings.twin])]
-    digests = [_digest(path) for path in (settings.model, *others)]
-    identities = dict.fromkeys(targets, digests)
+    identities = dict.fromkeys(targets, _digest(settings.model))
     if settings.twin is not None:
         targets["twin"] = load_target(settings.twin)
-        identities["twin"] = [*digests[::-1]]
+        identities["twin"] = _digest(settings.twin)
+        if targets["twin"].stochastic:
+            raise ValueError(
+                f"--twin={settings.twin} is random: the twin is the deterministic "
+                "network, trained without noise"
+            )
     return targets, identities
 
 
@@ -164,7 +170,8 @@ def _digest(path):
 def _data(settings):
     """Returns the images to attack with their labels, and held-out images."""
     kept = 0
-    if any(spec.name == "substitute" for spec in settings.attacks):
+    attacks = [spec.name for spec in settings.attacks]
+    if "substitute" in attacks or settings.suite == "paper":
         kept = settings.substitute_images
     test = load_dataset(
         settings.dataset,
@@ -182,7 +189,7 @@ def _data(settings):
     return images[:last], labels[:last], images[last:]
 
 
-def _write(settings, columns, curves, checklist):
+def _write(settings, columns, curves, checklist, substitutes):
     """Writes every file of the results, and prints the tables."""
     output = settings.output
     title = f"{settings.model.name}, {settings.dataset}"
@@ -190,6 +197,8 @@ def _write(settings, columns, curves, checklist):
     every += [
         r for lines in curves.values() for line in lines.values() for r in line.values()
     ]
+    if checklist is not None:
+        every += checklist.results.values()
     warnings = report.format_warnings(every)
     report.write_csv(output / "per_example.csv", columns)
     report.write_json(
@@ -198,6 +207,7 @@ def _write(settings, columns, curves, checklist):
         model=str(settings.model),
         dataset=settings.dataset,
         warnings=warnings.splitlines(),
+        substitutes=substitutes,
         curves={
             kind: {
                 name: {str(value): r.summary() for value, r in line.items()}

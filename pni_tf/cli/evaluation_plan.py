@@ -4,11 +4,21 @@ import dataclasses
 import hashlib
 import json
 
+from pni_tf import __version__
 from pni_tf.attacks import make_attack, train_substitute
-from pni_tf.evaluation import Scenario, paper_suite, strong_suite, transfer_from
+from pni_tf.cli.attack_specs import AttackSpec
+from pni_tf.evaluation import (
+    Scenario,
+    paper_suite,
+    report,
+    strong_suite,
+    transfer_from,
+)
 from pni_tf.evaluation.store import slug
 from pni_tf.evaluation.suites import label
 from pni_tf.export import load_model, load_target
+
+_MOST_ZOO_IMAGES = 200
 
 
 class Planner:
@@ -17,13 +27,18 @@ class Planner:
     Args:
         settings: What `pni_tf.cli.evaluate.parse` returns.
         sources: Targets to transfer from, by name.
+        digests: What identifies each source, by name.
         images: The images that will be attacked.
         held_out: Images for training substitutes.
+
+    Attributes:
+        substitutes: What the training of each substitute took, by its column.
     """
 
-    def __init__(self, settings, sources, images, held_out):
-        self.settings, self.sources = settings, sources
+    def __init__(self, settings, sources, digests, images, held_out):
+        self.settings, self.sources, self.digests = settings, sources, digests
         self.images, self.held_out = images, held_out
+        self.substitutes = {}
 
     def scenarios(self, column, target, identity) -> list[Scenario]:
         """Returns what to do to a target, clean images first, under unique names.
@@ -40,7 +55,10 @@ class Planner:
         settings, scenarios = self.settings, [Scenario(name="clean")]
         for epsilon in settings.epsilons:
             found = self._suite(target, epsilon)
-            for spec in settings.attacks:
+            specs = settings.attacks
+            if settings.suite == "paper":
+                specs = [AttackSpec("substitute", {"steps": 7}), *specs]
+            for spec in specs:
                 if spec.name in ("transfer", "substitute"):
                     found += self._foreign(spec, column, target, identity, epsilon)
                 else:
@@ -48,7 +66,7 @@ class Planner:
             for scenario in found:
                 name = scenario.name
                 if len(settings.epsilons) > 1 and scenario.ball is not None:
-                    name += f" ε={epsilon:.4g}"
+                    name += f" ε={scenario.ball[1]:.4g}"
                 scenario = dataclasses.replace(scenario, name=name)
                 if scenario.attack is not None and scenario not in scenarios:
                     scenarios.append(_unique(scenario, scenarios))
@@ -56,7 +74,13 @@ class Planner:
 
     def _suite(self, target, epsilon):
         if self.settings.suite == "paper":
-            return paper_suite(target, epsilon=epsilon, sources=self.sources)
+            zoo = len(self.images) <= _MOST_ZOO_IMAGES
+            if not zoo:
+                print(
+                    "ZOO is left out: it takes about a million queries an image. With "
+                    f"--examples={_MOST_ZOO_IMAGES}, as in the paper, it runs too"
+                )
+            return paper_suite(target, epsilon=epsilon, sources=self.sources, zoo=zoo)
         if self.settings.suite == "strong":
             return strong_suite(
                 target,
@@ -85,9 +109,12 @@ class Planner:
     def _foreign(self, spec, column, target, identity, epsilon):
         """Returns the rows of PGD on other networks than the target."""
         attack = self._attack(spec, "pgd", epsilon)
+        if not spec.settings.get("early_stop"):  # of the strong preset
+            attack = dataclasses.replace(attack, early_stop=False)
         if spec.name == "substitute":
-            source = load_target(self._substitute(column, target, identity))
-            return [transfer_from("substitute", source, attack)]
+            model, version = self._substitute(column, target, identity)
+            source = load_target(model)
+            return [transfer_from("substitute", source, attack, version=version)]
         sources = self.sources
         if target.noise_free is not None:
             sources = {"noise-free twin": target.noise_free, **sources}
@@ -95,7 +122,12 @@ class Planner:
             raise ValueError(
                 "transfer needs a model to transfer from: --transfer_from=MODEL"
             )
-        return [transfer_from(name, s, attack) for name, s in sources.items()]
+        return [
+            transfer_from(
+                name, source, attack, version=self.digests.get(name, identity)[:8]
+            )
+            for name, source in sources.items()
+        ]
 
     def _attack(self, spec, name, epsilon, target=None):
         try:
@@ -114,13 +146,19 @@ class Planner:
             raise ValueError(f"--attacks: {spec}: {error}") from error
 
     def _substitute(self, column, target, identity):
-        """Trains the substitute of a target, or loads that of an earlier evaluation."""
+        """Trains the substitute of a target, or loads that of an earlier evaluation.
+
+        Returns the model and a digest of all that it depends on.
+        """
         settings = self.settings
-        key = [identity, column, settings.seed, len(self.held_out), settings.dataset]
-        digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]
+        images = hashlib.sha256(self.held_out.tobytes()).hexdigest()
+        key = json.dumps([identity, column, settings.seed, images, __version__])
+        digest = hashlib.sha256(key.encode()).hexdigest()[:12]
         path = settings.output / "substitutes" / f"{slug(column)}-{digest}.keras"
-        if path.exists():
-            return load_model(path)
+        facts = path.with_suffix(".json")
+        if facts.exists():
+            self.substitutes[column] = json.loads(facts.read_text())
+            return load_model(path), digest
         print(f"{column}: training a substitute from {len(self.held_out)} images")
         if target.reseed is not None:
             target.reseed(settings.seed)
@@ -137,7 +175,13 @@ class Planner:
             f"{column}: {substitute.queries} labels asked; the substitute agrees on "
             f"{agreement:.1%} of the images to attack"
         )
-        return substitute.model
+        self.substitutes[column] = {
+            "labels_asked": substitute.queries,
+            "held_out_images": len(self.held_out),
+            "agreement": agreement,
+        }
+        report.write_text(facts, json.dumps(self.substitutes[column]) + "\n")
+        return substitute.model, digest
 
 
 def _unique(scenario, scenarios):

@@ -364,7 +364,7 @@ def _run():
     )
     flags.DEFINE_integer(
         "eval_draws",
-        5,
+        10,
         "Draws of the noise that score each image.",
         lower_bound=1,
         module_name=RUN,

@@ -26,6 +26,7 @@ _CSV_COLUMNS = (
     "linf",
     "queries",
     "gradients",
+    "aim",
 )
 
 
@@ -138,7 +139,8 @@ def write_csv(path: str | os.PathLike, columns: Columns) -> None:
 
     The columns are network, scenario, image (its index), label, correct_draws, draws,
     predictions (the label of each draw, separated by spaces), and for an attack its
-    claim (1 or 0), the norms of the perturbation, queries and gradient evaluations.
+    claim (1 or 0), the norms of the perturbation, queries, gradient evaluations and the
+    class that a targeted attack aimed at.
     """
     scratch = Path(path).with_suffix(".unfinished")
     with scratch.open("w", newline="") as file:
@@ -182,13 +184,14 @@ def _per_example(network: str, result: Result) -> Iterable[list]:
 
 def _attack_cells(result, i):
     if result.claimed is None:
-        return [""] * 5
+        return [""] * 6
     return [
         int(result.claimed[i]),
         f"{result.l2[i]:.6g}",
         f"{result.linf[i]:.6g}",
         result.queries[i],
         result.gradients[i],
+        "" if result.aims is None else result.aims[i],
     ]
 
 

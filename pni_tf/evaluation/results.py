@@ -43,14 +43,19 @@ class Scenario:
         Args:
             stochastic: Whether the target is random.
         """
-        found, attack = [], self.attack
+        found, attack = [], getattr(self.attack, "attack", self.attack)  # of a Transfer
         if isinstance(attack, PGD) and not attack.reaches_boundary:
             found.append(
                 f"steps * step_size = {attack.steps * attack.step_size:.4g} is less "
                 f"than 2 * epsilon = {2 * attack.epsilon:.4g}, so the attack cannot "
                 "cross its ball"
             )
-        if attack is None or isinstance(attack, Transfer) or not stochastic:
+        if isinstance(self.attack, Transfer):
+            found += [
+                f"source: {w}" for w in getattr(self.attack.source, "warnings", ())
+            ]
+            return tuple(found)
+        if attack is None or not stochastic:
             return tuple(found)
         if self.expectation == 1:
             found.append(
@@ -61,6 +66,15 @@ class Scenario:
             found.append(
                 f"early_stop leaves an image once {self.expectation} draws are fooled, "
                 "which proves little on a random target"
+            )
+        if getattr(attack, "abort_early", False):
+            found.append(
+                "abort_early compares noisy losses, so the attack may end too soon"
+            )
+        if getattr(attack, "query_noise", "independent") != "independent":
+            found.append(
+                f"query_noise={attack.query_noise!r} shares draws between queries, "
+                "which no attacker from outside can"
             )
         return tuple(found)
 
@@ -101,6 +115,7 @@ class Result:
         images: Float32 `[N, H, W, C]`, or None where they were written to a store.
         seed: The seed of the evaluation.
         warnings: What makes the numbers misleading.
+        components: Of a `union`, the names of its rows.
     """
 
     scenario: Scenario
@@ -118,6 +133,7 @@ class Result:
     aims: np.ndarray | None = None
     images: np.ndarray | None = dataclasses.field(default=None, repr=False)
     warnings: tuple[str, ...] = ()
+    components: tuple[str, ...] = ()
 
     @property
     def draws(self) -> int:
@@ -193,6 +209,10 @@ class Result:
             "accuracy_worst": self.worst,
             "warnings": list(self.warnings),
         }
+        if self.components:
+            numbers["components"] = list(self.components)
+        if self.aims is not None:
+            numbers["reached_aim_mean"] = float(np.mean(self.predictions == self.aims))
         if self.claimed is not None:
             moved = self.claimed if self.claimed.any() else slice(0)
             numbers |= {
@@ -252,6 +272,8 @@ def union(results: list[Result], name: str = "worst case") -> Result:
         predictions=of_picked("predictions"),
         selection=of_picked("selection"),
         seed=first.seed,
+        warnings=tuple(dict.fromkeys(w for r in results for w in r.warnings)),
+        components=tuple(r.scenario.name for r in results),
     )
 
 

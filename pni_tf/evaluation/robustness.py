@@ -14,7 +14,7 @@ from pni_tf.attacks import (
     Outcome,
     gradient_warnings,
 )
-from pni_tf.attacks.base import check_number
+from pni_tf.attacks.base import check_number, fold_in
 from pni_tf.evaluation.results import Result, Scenario
 from pni_tf.evaluation.store import ResultStore
 from pni_tf.export import Target
@@ -27,7 +27,7 @@ def evaluate_robustness(
     labels: np.ndarray,
     scenarios: list[Scenario],
     *,
-    draws: int = 5,
+    draws: int = 10,
     batch_size: int = 128,
     seed: int = 0,
     store: ResultStore | None = None,
@@ -136,14 +136,22 @@ def _arrays(target, images, labels, scenario, common, store, progress):
             if attack_and_score is None:  # traced only if there is something to do
                 attack_and_score = _compiled(target, scenario)
             batch = slice(start, start + common["batch_size"])
-            seeds = _seeds(settings, start)
-            for network in (target, getattr(scenario.attack, "source", None)):
+            noise, source_noise = _seeds(settings, start)[:2]
+            # The attack's own seed is the same in all rows, so that on a deterministic
+            # target more restarts contain the fewer.
+            seeds = _seeds([common, scenario.target_rule], start)[2:]
+            # The source first: it may share its generators with the target. And with
+            # another seed: two networks of one architecture would draw the same noise.
+            for network, seed in (
+                (getattr(scenario.attack, "source", None), source_noise),
+                (target, noise),
+            ):
                 if getattr(network, "reseed", None) is not None:
-                    network.reseed(seeds[0])
+                    network.reseed(seed)
             part = attack_and_score(
                 tf.constant(images[batch]),
                 tf.constant(labels[batch]),
-                tf.constant(seeds[1:], tf.int64),
+                tf.constant(seeds, tf.int64),
                 tf.constant(common["draws"]),
             )
             part = {name: value.numpy() for name, value in part.items()}
@@ -165,14 +173,14 @@ _SELECTION = 5
 
 
 def _seeds(settings, start):
-    """Returns three integers that follow from the settings of a row and its batch.
+    """Returns four integers that follow from the settings of a row and its batch.
 
     A batch that is computed later, or without the batches and rows before it, so sees
     the same noise.
     """
     text = json.dumps([settings, start], sort_keys=True).encode()
     digest = hashlib.sha256(text).digest()
-    return [int.from_bytes(digest[i : i + 4], "big") >> 1 for i in (0, 4, 8)]
+    return [int.from_bytes(digest[i : i + 4], "big") >> 1 for i in (0, 4, 8, 12)]
 
 
 def _compiled(target, scenario):
@@ -241,7 +249,7 @@ def _aims(rule, logits_fn, classes, images, labels, seed):
         return (labels + 1) % classes
     if rule == "random":
         shift = tf.random.stateless_uniform(
-            tf.shape(labels), seed, 1, classes, tf.int64
+            tf.shape(labels), fold_in(seed, 1), 1, classes, tf.int64
         )
         return (labels + shift) % classes
     own = tf.one_hot(labels, classes, on_value=1e9, off_value=0.0)

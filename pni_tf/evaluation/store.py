@@ -19,8 +19,9 @@ class ResultStore:
 
     Args:
         directory: Where the files lie; made when the first one is written.
-        identity: What else the results depend on, such as a digest of the model:
-            anything that JSON can hold.
+        identity: What identifies the model, such as `file_digest` of its file; a name
+            would not do, since a model may be trained further under the same name.
+            Anything that JSON can hold.
 
     Example:
 
@@ -28,7 +29,7 @@ class ResultStore:
     >>> results = evaluate_robustness(target, images, labels, scenarios, store=store)
     """
 
-    def __init__(self, directory: str | os.PathLike, identity: object = None):
+    def __init__(self, directory: str | os.PathLike, identity: object):
         self.directory = Path(directory)
         self.identity = identity
 

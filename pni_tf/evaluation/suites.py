@@ -80,32 +80,37 @@ def paper_suite(
     *,
     epsilon: float = 8 / 255,
     sources: Mapping[str, Target] | None = None,
+    zoo: bool = True,
 ) -> list[Scenario]:
     """Returns the attacks of the PNI paper, with its settings.
 
     They are FGSM, PGD-7, C&W, ZOO and transfer from each source; none averages over the
-    noise, so on a random network they overrate it.
+    noise, so on a random network they overrate it. A target without gradient gets ZOO
+    and the transfers, one that gives labels only the transfers.
 
     Args:
         target: What is attacked.
         epsilon: Radius of the Linf ball, in the units of the images.
         sources: Networks from which PGD-7 examples are transferred, by name.
+        zoo: Whether to include ZOO, which takes about a million queries an image: the
+            paper runs it on 200 images.
     """
-    attacks = [
-        make_attack(
+    names = ["fgsm", "pgd", "cw"] if target.has_gradient else []
+    if zoo and not target.labels_only:
+        names.append("zoo")
+    scenarios = [Scenario(name="clean")]
+    for name in names:
+        attack = make_attack(
             name,
             "paper",
             epsilon=epsilon,
             stochastic=target.stochastic,
             channels=target.image_shape[-1],
         )
-        for name in ("fgsm", "pgd", "cw", "zoo")
-    ]
-    scenarios = [Scenario(name="clean")]
-    scenarios += [Scenario(name=label(attack), attack=attack) for attack in attacks]
+        scenarios.append(Scenario(name=label(attack), attack=attack))
+    pgd = make_attack("pgd", "paper", epsilon=epsilon)
     return scenarios + [
-        transfer_from(name, source, attacks[1])
-        for name, source in (sources or {}).items()
+        transfer_from(name, source, pgd) for name, source in (sources or {}).items()
     ]
 
 
@@ -122,7 +127,8 @@ def strong_suite(
     They are APGD-CE, APGD-DLR (from 3 classes on), PGD with restarts, Square (Linf) and
     APGD-CE examples transferred from the noise-free twin and from each source; all with
     expectation over noise for a random target, plain for a deterministic one. A target
-    that gives labels only gets the transfers and random search.
+    without gradient gets Square, random search and the transfers, one that gives labels
+    only the last two.
 
     Args:
         target: What is attacked.
@@ -136,6 +142,10 @@ def strong_suite(
         names.remove("apgd-dlr")
     if norm != "linf":
         names.remove("square")
+    if not target.has_gradient:
+        names = [
+            name for name in ("random", "square") if norm == "linf" or name == "random"
+        ]
     if target.labels_only:
         names = ["random"]
     scenarios = [Scenario(name="clean")]
@@ -194,7 +204,12 @@ def label(attack: Attack) -> str:
 
 
 def transfer_from(
-    name: str, source: Target, attack: Attack, expectation: int = 1
+    name: str,
+    source: Target,
+    attack: Attack,
+    expectation: int = 1,
+    *,
+    version: str = "",
 ) -> Scenario:
     """Returns the transfer of an attack's examples from a source, for any target.
 
@@ -203,12 +218,16 @@ def transfer_from(
         source: The source. A random one is attacked over 20 draws of its noise.
         attack: What runs on the source.
         expectation: Draws of the target's noise in the attack's own verdict.
+        version: Distinguishes sources of the same name, such as by a digest.
     """
     draws = 20 if source.stochastic else 1
     return Scenario(
         name=f"transfer from {name}",
         attack=Transfer(
-            attack=attack, source=source, source_name=name, source_draws=draws
+            attack=attack,
+            source=source,
+            source_name=f"{name} {version}".strip(),
+            source_draws=draws,
         ),
         expectation=expectation,
     )
