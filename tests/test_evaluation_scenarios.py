@@ -157,7 +157,7 @@ class TestScenario:
             ["cannot cross", "no expectation", "once 1 draws"],
         ),
         # What is attacked is the source.
-        (Transfer(attack=PGD(), source=linear_target()), 1, []),
+        (Transfer(attack=PGD(steps=10), source=linear_target()), 1, []),
         (
             Transfer(attack=PGD(steps=1), source=linear_target(warnings=("odd",))),
             1,

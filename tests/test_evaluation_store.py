@@ -93,18 +93,28 @@ class TestContinued:
                     IMAGES,
                     LABELS,
                     ROWS,
-                    store=ResultStore(tmp_path),
+                    store=ResultStore(tmp_path, "model"),
                     progress=interrupt_after(finished),
                     **OPTIONS,
                 )
         else:
             evaluate_robustness(
-                target, IMAGES, LABELS, ROWS, store=ResultStore(tmp_path), **OPTIONS
+                target,
+                IMAGES,
+                LABELS,
+                ROWS,
+                store=ResultStore(tmp_path, "model"),
+                **OPTIONS,
             )
         assert calls.numpy() == 1 + sum(CALLS[:finished])
         calls.assign(0)
         found = evaluate_robustness(
-            target, IMAGES, LABELS, ROWS, store=ResultStore(tmp_path), **OPTIONS
+            target,
+            IMAGES,
+            LABELS,
+            ROWS,
+            store=ResultStore(tmp_path, "model"),
+            **OPTIONS,
         )
         assert_same(found, expected)
         # One call checks the gradient; no finished batch is computed again.
@@ -122,7 +132,7 @@ class TestContinued:
                 IMAGES,
                 LABELS,
                 ROWS[1:],
-                store=ResultStore(tmp_path / "new" / "folder"),
+                store=ResultStore(tmp_path / "new" / "folder", "model"),
                 progress=interrupt_after(2),
                 **OPTIONS,
             )
@@ -132,7 +142,7 @@ class TestContinued:
 
     def test_further_scenarios(self, target, expected, tmp_path):
         target, calls = counted(target)
-        store = ResultStore(tmp_path)
+        store = ResultStore(tmp_path, "model")
         evaluate_robustness(target, IMAGES, LABELS, ROWS[:2], store=store, **OPTIONS)
         calls.assign(0)
         rows = [ROWS[2], ROWS[0], ROWS[1]]
@@ -148,7 +158,7 @@ class TestContinued:
             [sys.executable, "-c", DIES, str(tmp_path)], capture_output=True, text=True
         )
         assert process.returncode == 9, process.stderr
-        store = ResultStore(tmp_path / "store")
+        store = ResultStore(tmp_path / "store", "model")
         finished = sorted(path.name for path in store.directory.rglob("*.npz"))
         assert finished == ["0.npz", "clean.npz"]
         target, calls = counted(load_target(tmp_path / "model.keras"))
@@ -182,7 +192,7 @@ evaluate_robustness(
         Scenario(name="FGSM EOT-2", attack=FGSM(epsilon=0.1), expectation=2),
         Scenario(name="random", attack=RandomSearch(epsilon=0.1, samples=3)),
     ],
-    store=ResultStore(sys.argv[1] + "/store"),
+    store=ResultStore(sys.argv[1] + "/store", "model"),
     progress=progress,
     draws=2,
     batch_size=4,
@@ -300,7 +310,7 @@ class TestFile:
             assert other.read("PGD", self.SETTINGS) is None
 
     def test_damage_anywhere_is_noticed_or_harmless(self, tmp_path):
-        store = ResultStore(tmp_path)
+        store = ResultStore(tmp_path, "model")
         store.write("PGD", self.SETTINGS, self.ARRAYS)
         path = store.path("PGD")
         content = path.read_bytes()
@@ -330,7 +340,7 @@ class TestFile:
         self, damage, finished, target, expected, tmp_path
     ):
         target, calls = counted(target)
-        store = ResultStore(tmp_path)
+        store = ResultStore(tmp_path, "model")
         with contextlib.suppress(KeyboardInterrupt):
             evaluate_robustness(
                 target,

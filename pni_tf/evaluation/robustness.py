@@ -90,7 +90,8 @@ def evaluate_robustness(
                 "the logarithm of its outputs"
             )
         warnings = [*target.warnings, *scenario.warnings(target.stochastic)]
-        if scenario.gradient_based:
+        if scenario.gradient_based:  # those of real images replace those of the probe
+            warnings = [w for w in warnings if not w.startswith("the gradient")]
             warnings += gradients
         fields = {
             "scenario": scenario,
