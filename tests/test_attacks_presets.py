@@ -68,16 +68,34 @@ def traced(attack, network=curved, images=IMAGES, labels=ZEROS, **arguments):
 # --- Presets ------------------------------------------------------------------------
 
 EPSILON = 8 / 255
-CW = CarliniWagnerL2(
-    confidence=0, binary_search_steps=9, initial_const=1e-3, agreement=0.9
-)
-LONG_CW = dataclasses.replace(CW, learning_rate=1e-2, steps=10_000)
-STRONG_PGD = PGD(epsilon=EPSILON, step_size=EPSILON / 40, steps=100, restarts=5)
+STRONG_PGD = PGD(epsilon=EPSILON, step_size=EPSILON / 20, steps=50, restarts=3)
 
 
-def apgd(loss, restarts=1, **settings):
-    settings = {"epsilon": EPSILON, "steps": 100, "target_classes": 9, **settings}
-    return APGD(loss=loss, restarts=restarts, rho=0.75, **settings)
+def apgd(loss, **settings):
+    return APGD(
+        **{"epsilon": EPSILON, "steps": 100, "target_classes": 9, **settings},
+        **{"loss": loss, "restarts": 1, "rho": 0.75},
+    )
+
+
+def cw(steps, **settings):
+    settings = {"initial_const": 1e-3, "learning_rate": 1e-2, **settings}
+    return CarliniWagnerL2(
+        confidence=0, binary_search_steps=9, agreement=0.9, steps=steps, **settings
+    )
+
+
+def short_cw(**settings):
+    return cw(10, initial_const=0.01, learning_rate=5e-4, **settings)
+
+
+def square(queries, **settings):
+    return Square(epsilon=EPSILON, queries=queries, initial_fraction=0.8, **settings)
+
+
+def zoo(**settings):
+    settings = {"iterations": 1000, "space": "tanh", **settings}
+    return ZOO(coordinates=128, learning_rate=1e-2, **settings)
 
 
 # Name, preset, then the attack for a deterministic and for a random network.
@@ -87,7 +105,7 @@ TABLE = [
     ("pgd", "reference", PGD(epsilon=EPSILON, step_size=2 / 255, steps=20), None),
     (
         *("pgd", "strong", dataclasses.replace(STRONG_PGD, early_stop=True)),
-        dataclasses.replace(STRONG_PGD, steps=50, restarts=3, step_size=EPSILON / 20),
+        STRONG_PGD,
     ),
     *(
         row
@@ -99,38 +117,31 @@ TABLE = [
         for row in (
             (name, "paper", apgd(loss), None),
             (name, "reference", apgd(loss), None),
-            (name, "strong", apgd(loss, 5, early_stop=True), apgd(loss)),
+            (name, "strong", apgd(loss, early_stop=True), apgd(loss)),
         )
     ),
-    (
-        *("cw", "paper"),
-        dataclasses.replace(CW, initial_const=0.01, learning_rate=5e-4, steps=10),
-        None,
+    ("cw", "paper", short_cw(abort_early=True), short_cw(abort_early=False)),
+    *(
+        ("cw", preset, cw(10_000, abort_early=True), cw(1000, abort_early=False))
+        for preset in ("reference", "strong")
     ),
-    ("cw", "reference", LONG_CW, None),
-    ("cw", "strong", LONG_CW, None),
     *(
         (
             *("square", preset),
-            Square(epsilon=EPSILON, queries=5000, early_stop=True),
-            Square(
-                epsilon=EPSILON,
-                queries=1000 if preset == "strong" else 5000,
-                reevaluate=True,
-            ),
+            square(squares, early_stop=True),
+            square(queries, reevaluate=True),
         )
-        for preset in PRESETS
+        for preset, squares, queries in (
+            ("paper", 5000, 10_000),
+            ("reference", 5000, 10_000),
+            ("strong", 1000, 2000),
+        )
     ),
     *(
         (
             *("zoo", preset),
-            ZOO(
-                iterations=1000,
-                coordinates=128,
-                learning_rate=1e-2,
-                query_noise="none",
-            ),
-            ZOO(query_noise="independent"),
+            zoo(query_noise="none", abort_early=True),
+            zoo(query_noise="independent", abort_early=False),
         )
         for preset in PRESETS
     ),
@@ -178,6 +189,26 @@ def test_the_table_is_complete():
 def test_reference_is_the_default_preset():
     for name in ATTACKS:
         assert make_attack(name) == make_attack(name, "reference")
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_grey_images(preset):
+    """Only ZOO needs to know: of one channel, it works in the box, and for longer."""
+    attack = make_attack("zoo", preset, channels=1)
+    grey = {"space": "box", "iterations": 3000}
+    assert_same(attack, zoo(query_noise="none", abort_early=True, **grey))
+    attack = make_attack("zoo", preset, channels=1, stochastic=True)
+    assert_same(attack, zoo(query_noise="independent", abort_early=False, **grey))
+    attack = make_attack("zoo", preset, channels=1, space="tanh", iterations=7)
+    assert (attack.space, attack.iterations) == ("tanh", 7)
+    for name in set(ATTACKS) - {"zoo"}:
+        assert make_attack(name, preset, channels=1) == make_attack(name, preset)
+
+
+@pytest.mark.parametrize("given", [200, (200,)])
+def test_one_upscaling_may_be_a_number(given):
+    attack = make_attack("zoo", attack_size=8, upscale_at=given)
+    assert attack.upscale_at == (200,)
 
 
 def test_epsilon_norm_and_settings():
