@@ -210,10 +210,12 @@ class TestCosts:
         assert cells[2:] == ["0.00", "-", "-", "-", "3,000", "8"]
 
     def test_an_average_over_no_noise_is_no_attack_of_its_own(self):
-        row = attacked([[0, 1, 2]], name="PGD-7 EOT-20", expectation=20)
-        assert report.format_costs({"a": [row]}) == ""
-        row = dataclasses.replace(row, stochastic=True)
-        assert "PGD-7 EOT-20" in report.format_costs({"a": [row]})
+        plain = attacked([[0, 1, 2]], name="PGD-7")
+        mean = attacked([[0, 1, 2]], name="PGD-7 EOT-20", expectation=20)
+        assert "PGD-7 EOT-20" not in report.format_costs({"a": [plain, mean]})
+        assert "PGD-7 EOT-20" in report.format_costs({"a": [mean]})  # alone
+        mean = dataclasses.replace(mean, stochastic=True)
+        assert "PGD-7 EOT-20" in report.format_costs({"a": [plain, mean]})
 
     def test_there_is_no_table_without_attacks(self, columns):
         clean = columns["with PNI"][0]

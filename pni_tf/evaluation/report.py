@@ -61,8 +61,12 @@ def format_costs(columns: Columns) -> str:
         ]
     ]
     for network, results in columns.items():
+        done = []
         for result in results:
-            repeats = not result.stochastic and result.scenario.expectation > 1
+            attack = result.scenario.attack, result.scenario.target_rule
+            # To a deterministic network an expectation is the same attack again.
+            repeats = not result.stochastic and attack in done
+            done.append(attack)
             if result.claimed is not None and not repeats:
                 lines.append([network, result.scenario.name, *_costs(result.summary())])
     return _aligned(lines) if len(lines) > 1 else ""
