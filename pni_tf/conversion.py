@@ -71,7 +71,7 @@ def inject_pni(
                 "`strip_pni` first"
             )
     if location == "none":
-        return _rebuild(model, lambda layer: layer)
+        return rebuild(model, lambda layer: layer)
 
     parts = location.split("+")
     targets = {
@@ -108,7 +108,7 @@ def inject_pni(
         return layer
 
     try:
-        return _rebuild(model, wrap)
+        return rebuild(model, wrap)
     except (TypeError, ValueError) as error:  # raised where the wrapper is called
         raise ValueError(
             f"Cannot wrap layer {name!r} of {model.name!r} for location={location!r}: "
@@ -137,7 +137,7 @@ def strip_pni(model: keras.Model) -> keras.Model:
             layer = layer.layer
         return _without_hidden_noise(layer)
 
-    return _rebuild(model, unwrap)
+    return rebuild(model, unwrap)
 
 
 def freeze_pni(model: keras.Model, seed: int) -> keras.Model:
@@ -183,7 +183,7 @@ def freeze_pni(model: keras.Model, seed: int) -> keras.Model:
         frozen_alphas.append((frozen, layer.alphas))
         return frozen
 
-    result = _rebuild(copy, freeze)
+    result = rebuild(copy, freeze)
     for frozen, alphas_of_source in frozen_alphas:
         for target, source in zip(frozen.alphas, alphas_of_source, strict=True):
             target.assign(source)
@@ -224,43 +224,59 @@ def noise_wrappers(model: keras.Model) -> list[NoiseWrapper]:
     return list(dict.fromkeys(found))  # nested models may share a layer
 
 
-def _rebuild(model, convert):
-    """Rebuilds the graph of a model with each layer replaced by `convert(layer)`."""
+def call_layer(layer, *args, **kwargs):
+    """Calls a layer of a graph that is rebuilt with what Keras recorded of its call."""
+    # Keras records the mask that its input carries as an argument of the layer.
+    # The input still carries it, and the wrappers have no such argument.
+    if isinstance(layer, NoiseWrapper) and "mask" in kwargs:
+        carried = [getattr(tensor, "_keras_mask", None) for tensor in args]
+        if kwargs["mask"] is None or any(mask is not None for mask in carried):
+            del kwargs["mask"]
+    return layer(*args, **kwargs)
+
+
+def rebuild(model, convert, call=None):
+    """Rebuilds the graph of a model with each layer replaced by `convert(layer)`.
+
+    Args:
+        model: A built Functional or Sequential model; nested ones are rebuilt too.
+        convert: Called once for each layer.
+        call: Called with each new layer and the arguments of its call, in place of
+            `call_layer`. With it, the result is Functional throughout.
+    """
     replaced = {}  # a layer may be shared, also between nested models
 
     def replace(layer):
         if id(layer) not in replaced:
-            if isinstance(layer, keras.Model):
-                replaced[id(layer)] = rebuild(layer)
+            if is_convertible(layer):
+                replaced[id(layer)] = rebuild_one(layer)
             elif isinstance(layer, keras.Layer):
                 replaced[id(layer)] = convert(layer)
             else:  # a plain operation, such as `keras.ops.pad`
                 replaced[id(layer)] = layer
         return replaced[id(layer)]
 
-    def call(layer, *args, **kwargs):
-        # Keras records the mask that its input carries as an argument of the layer.
-        # The input still carries it, and the wrappers have no such argument.
-        if isinstance(layer, NoiseWrapper) and "mask" in kwargs:
-            carried = [getattr(tensor, "_keras_mask", None) for tensor in args]
-            if kwargs["mask"] is None or any(mask is not None for mask in carried):
-                del kwargs["mask"]
-        return layer(*args, **kwargs)
-
-    def rebuild(model):
+    def rebuild_one(model):
         if isinstance(model, keras.Sequential):
-            return keras.models.clone_model(model, clone_function=replace)
+            if call is None:
+                return keras.models.clone_model(model, clone_function=replace)
+            model = keras.Model(model.inputs, model.outputs, name=model.name)
         return keras.models.clone_model(
-            model, clone_function=replace, call_function=call
+            model, clone_function=replace, call_function=call or call_layer
         )
 
-    return rebuild(model)
+    return rebuild_one(model)
+
+
+def is_convertible(model) -> bool:
+    """Whether a layer is a Functional or Sequential model, whose graph is known."""
+    return isinstance(model, keras.Sequential) or (
+        isinstance(model, keras.Model) and hasattr(model, "operations")
+    )
 
 
 def _check_convertible(model):
-    if not isinstance(model, (keras.Sequential, keras.Model)) or (
-        not isinstance(model, keras.Sequential) and not hasattr(model, "operations")
-    ):
+    if not is_convertible(model):
         raise TypeError(
             "Expected a Functional or Sequential Keras model: a subclassed model has "
             f"no graph of layers to rebuild. Received: {model!r}"

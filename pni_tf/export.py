@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from pni_tf.attacks.diagnosis import gradient_warnings
 from pni_tf.conversion import noise_wrappers, strip_pni
+from pni_tf.fusion import fuse_batch_norm
 from pni_tf.training import PNIAdversarialModel, check_logits
 from pni_tf.validation import validate_labels
 
@@ -52,7 +53,7 @@ def export_saved_model(model: keras.Model, directory: str | os.PathLike) -> None
             "The export goes to a new directory or replaces an earlier export. "
             f"Received: directory={str(directory)!r}, which is something else"
         )
-    noise_free = strip_pni(model)
+    noisy, noise_free = fuse_batch_norm(model), fuse_batch_norm(strip_pni(model))
     states = [wrapper.seed_generator.state for wrapper in noise_wrappers(model)]
     # Saved as False, so that each process that loads the model seeds itself once.
     seeded = tf.Variable(False, trainable=False, name="seeded")
@@ -78,7 +79,7 @@ def export_saved_model(model: keras.Model, directory: str | os.PathLike) -> None
 
     def serve(images):
         tf.cond(seeded, lambda: tf.constant(0, tf.int64), seed_from_entropy)
-        return tf.cast(model(images, training=False), tf.float32)
+        return tf.cast(noisy(images, training=False), tf.float32)
 
     def serve_clean(images):
         return tf.cast(noise_free(images, training=False), tf.float32)
@@ -96,6 +97,7 @@ def export_saved_model(model: keras.Model, directory: str | os.PathLike) -> None
     images = tf.TensorSpec([None, *model.input_shape[1:]], tf.float32, name="images")
     archive = keras.export.ExportArchive()
     archive.track(model)
+    archive.track(noisy)
     archive.track(noise_free)
     archive.track(seeded)
     archive.add_endpoint("serve", serve, input_signature=[images])
@@ -309,6 +311,7 @@ def _oracle_target(oracle, image_shape, num_classes):
 
 def _keras_target(model, name):
     def logits_of(network):
+        network = fuse_batch_norm(network)
         return lambda images: tf.cast(network(images, training=False), tf.float32)
 
     shape = getattr(model, "input_shape", None)  # a subclassed model has none

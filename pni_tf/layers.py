@@ -142,7 +142,7 @@ class PNIWeight(NoiseWrapper):
                 path.removeprefix(common).strip("/").replace("/", "_") for path in paths
             ]
         for name, kernel in zip(names, self.kernels, strict=True):
-            axes = _output_channel_axes(self.layer, kernel)
+            axes = output_channel_axes(self.layer, kernel)
             self._add_alpha(f"{name}_alpha", kernel.shape, axes)
 
     def noisy_kernels(self):
@@ -224,7 +224,8 @@ class _ActivationNoise(NoiseWrapper):
             )
         self._add_alpha(name, shape)
 
-    def _perturb(self, activations):
+    def add_noise(self, activations):
+        """Returns a noisy copy of a batch of activations, in their dtype."""
         values = tf.cast(activations, "float32")
         shape = tf.shape(values)
         if self.frozen:
@@ -281,7 +282,7 @@ class PNIOutput(_ActivationNoise):
         self._build_alpha("output_alpha", self.layer.compute_output_shape(input_shape))
 
     def call(self, inputs):
-        return self._perturb(self.layer(inputs))
+        return self.add_noise(self.layer(inputs))
 
 
 @keras.saving.register_keras_serializable(package="pni_tf")
@@ -296,14 +297,14 @@ class PNIInput(_ActivationNoise):
         self._build_alpha("input_alpha", input_shape)
 
     def call(self, inputs):
-        noisy = self._perturb(inputs)
+        noisy = self.add_noise(inputs)
         # Keras carries the mask on the tensor that the noise replaces. A `mask`
         # argument would be recorded in the graph, where other layers refuse it.
         noisy._keras_mask = getattr(inputs, "_keras_mask", None)
         return self.layer(noisy)
 
 
-def _output_channel_axes(layer, kernel):
+def output_channel_axes(layer, kernel):
     """Returns the axes of a kernel that index the output channels of its layer."""
     while isinstance(layer, keras.layers.Wrapper):
         layer = layer.layer

@@ -9,6 +9,7 @@ import tensorflow as tf
 from pni_tf.attacks import Attack, ExpectationOverNoise
 from pni_tf.attacks.base import check_number
 from pni_tf.conversion import strip_pni
+from pni_tf.fusion import fuse_batch_norm
 from pni_tf.validation import validate_images, validate_labels
 
 ATTACK_LABELS = ("predicted", "true")
@@ -125,13 +126,15 @@ class PNIAdversarialModel(keras.Model):
                 )
             )
         }
-        # Hidden in a function: Keras would track the view and save its layers twice.
-        target = model if noise_in_attack else strip_pni(model)
+        # Hidden in functions: Keras would track the views and save their layers twice.
+        fast = fuse_batch_norm(model)
+        target = fast if noise_in_attack else fuse_batch_norm(strip_pni(model))
+        self._forward = lambda images, training: fast(images, training=training)
         self._training_attack_target = lambda images: target(images, training=False)
         self.built = True
 
     def call(self, images, training=None):
-        return self.model(images, training=training)
+        return self._forward(images, training)
 
     def compile(self, optimizer="sgd", loss=None, metrics=None, **kwargs):
         """Configures training; the arguments are those of `keras.Model.compile`.
@@ -196,7 +199,7 @@ class PNIAdversarialModel(keras.Model):
         images, labels, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         adversarial_logits = None
         with tf.GradientTape() as tape:
-            clean_logits = self.model(images, training=True)
+            clean_logits = self._forward(images, training=True)
             clean_loss = self._loss_fn(labels, clean_logits, sample_weight)
             adversarial_loss = None
             if self.attack is not None and not self._clean_only:
@@ -210,7 +213,7 @@ class PNIAdversarialModel(keras.Model):
                         attacked,
                         seed=self._attack_seed(),
                     )
-                adversarial_logits = self.model(adversarial, training=True)
+                adversarial_logits = self._forward(adversarial, training=True)
                 adversarial_loss = self._loss_fn(
                     labels, adversarial_logits, sample_weight
                 )
@@ -230,11 +233,11 @@ class PNIAdversarialModel(keras.Model):
 
     def test_step(self, data):
         images, labels, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        clean_logits = self.model(images, training=False)
+        clean_logits = self._forward(images, training=False)
         clean_loss = self._loss_fn(labels, clean_logits, sample_weight)
         adversarial_loss = adversarial_logits = None
         if self.validation_attack is not None:
-            target = inference = lambda images: self.model(images, training=False)
+            target = inference = lambda images: self._forward(images, training=False)
             if self.validation_draws > 1:
                 target = ExpectationOverNoise(inference, self.validation_draws)
             adversarial = self.validation_attack.perturb(

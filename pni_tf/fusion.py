@@ -1,0 +1,252 @@
+"""A view of a network in which batch normalisation costs next to nothing.
+
+Keras computes batch normalisation by a dozen passes over the activations. In inference
+mode the view folds it into the noisy kernel and a bias of the convolution before it; in
+training mode it calls TensorFlow's fused operation. Training and evaluation use this
+view of their own accord.
+"""
+
+import collections
+
+import keras
+import tensorflow as tf
+
+from pni_tf.conversion import call_layer, is_convertible, rebuild
+from pni_tf.layers import NoiseWrapper, PNIInput, PNIWeight, output_channel_axes
+
+# Only these very classes: a subclass may compute something else.
+_FOLDABLE = (
+    keras.layers.Conv1D,
+    keras.layers.Conv2D,
+    keras.layers.Conv3D,
+    keras.layers.Conv1DTranspose,
+    keras.layers.Conv2DTranspose,
+    keras.layers.Conv3DTranspose,
+    keras.layers.DepthwiseConv1D,
+    keras.layers.DepthwiseConv2D,
+    keras.layers.Dense,
+)
+
+
+def fuse_batch_norm(model: keras.Model) -> keras.Model:
+    """Returns a view of a model that computes the same at less cost.
+
+    In inference mode, a convolution or dense layer and the `BatchNormalization` behind
+    it become one layer with the kernel `gamma * kernel / sqrt(variance + epsilon)` and
+    a bias, where `kernel` has the noise of `PNIWeight`, freshly drawn. In training mode
+    batch normalisation of images is one fused operation. What does not match stays as
+    it is: noise on the output of a convolution (PNI-A-a) comes before batch
+    normalisation and cannot be folded.
+
+    On the same draws the outputs, the gradients and the updates of the moving
+    statistics are those of `model` up to rounding.
+
+    Args:
+        model: A built Keras model. One that is neither Functional nor Sequential, or
+            has no batch normalisation, is returned as it is.
+
+    Returns:
+        A model that shares every variable and noise generator with `model`. It is made
+        for calling: save and convert `model` itself.
+
+    Example:
+
+    >>> fast = fuse_batch_norm(model)
+    >>> adversarial = PGD()(lambda x: fast(x, training=False), images, labels)
+    """
+    known = is_convertible(model) and model.built
+    if not known or not any(
+        isinstance(layer, keras.layers.BatchNormalization)
+        for layer in model._flatten_layers()
+    ):
+        return model
+    unfoldable = set()
+    while True:
+        fused = _Fuser(unfoldable)
+        result = rebuild(model, lambda layer: layer, fused.call)
+        shared = fused.shared(result)
+        if not shared:
+            return result
+        unfoldable |= shared
+
+
+class _Fuser:
+    """Replaces layers while a graph is rebuilt, and finds what it should have left.
+
+    Attributes:
+        unfoldable: Identities of convolutions that something else than a batch
+            normalisation takes the output of, which folding would compute twice.
+    """
+
+    def __init__(self, unfoldable):
+        self.unfoldable = unfoldable
+        self._convolutions = {}  # from the identity of an output
+        self._folded = []
+        self._uses = collections.Counter()
+
+    def call(self, layer, *args, **kwargs):
+        for tensor in keras.tree.flatten((args, kwargs)):
+            self._uses[id(tensor)] += 1
+        if len(args) == 1 and not _masked(args, kwargs):
+            (images,) = args
+            if _is_last_axis_norm(layer, images):
+                kwargs.pop("mask", None)
+                return self._call_norm(layer, images, **kwargs)
+            if _is_foldable(layer) and id(layer) not in self.unfoldable:
+                outputs = call_layer(layer, *args, **kwargs)
+                self._convolutions[id(outputs)] = (layer, images)
+                return outputs
+        return call_layer(layer, *args, **kwargs)
+
+    def _call_norm(self, layer, images, **kwargs):
+        if id(images) not in self._convolutions:
+            return FusedBatchNormalization(layer)(images, **kwargs)
+        convolution, inputs = self._convolutions[id(images)]
+        self._folded.append((convolution, images))
+        return FusedBatchNormalization(layer, convolution)(inputs, **kwargs)
+
+    def shared(self, result):
+        """Returns the identities of folded convolutions whose output has other uses."""
+        for layer in result._flatten_layers():
+            if is_convertible(layer):
+                for tensor in layer.outputs:
+                    self._uses[id(tensor)] += 1
+        return {
+            id(convolution)
+            for convolution, outputs in self._folded
+            if self._uses[id(outputs)] > 1
+        }
+
+
+class FusedBatchNormalization(keras.layers.Layer):
+    """Batch normalisation, and the convolution before it, at the least cost.
+
+    Args:
+        batch_norm: A built `BatchNormalization` over the last axis.
+        layer: The convolution before it, perhaps with noise, or None.
+    """
+
+    def __init__(self, batch_norm, layer=None, **kwargs):
+        super().__init__(autocast=False, **kwargs)
+        self.batch_norm = batch_norm
+        self.layer = layer
+        self.built = True
+
+    def compute_output_spec(self, inputs, training=None):
+        if self.layer is not None:
+            inputs = self.layer.compute_output_spec(inputs)
+        return self.batch_norm.compute_output_spec(inputs)
+
+    def call(self, inputs, training=None):
+        training = training and self.batch_norm.trainable
+        if self.layer is not None:
+            if not training:
+                return self._folded(inputs)
+            inputs = self.layer(inputs)
+        if training and _has_fused_operation(self.batch_norm, inputs):
+            return _normalise(self.batch_norm, inputs)
+        return self.batch_norm(inputs, training=training)
+
+    def _folded(self, inputs):
+        layer, kernel = self.layer, None
+        while isinstance(layer, NoiseWrapper):
+            if isinstance(layer, PNIWeight):
+                (kernel,) = layer.noisy_kernels()
+            else:
+                inputs = layer.add_noise(inputs)
+            layer = layer.layer
+        if kernel is None:
+            kernel = layer.kernel.value
+        scale, bias = _scale_and_shift(self.batch_norm)
+        if layer.use_bias:
+            bias += layer.bias.value * scale
+        axes = [
+            axis % len(kernel.shape)
+            for axis in output_channel_axes(layer, layer.kernel)
+        ]
+        shape = [size if i in axes else 1 for i, size in enumerate(kernel.shape)]
+        values = [(layer.kernel, kernel * tf.reshape(scale, shape))]
+        if layer.use_bias:
+            values.append((layer.bias, bias))
+        with keras.StatelessScope(values):
+            outputs = layer(inputs)
+        if layer.use_bias:
+            return outputs
+        # This form becomes a part of the convolution in the optimised graph.
+        return tf.nn.bias_add(outputs, tf.cast(bias, outputs.dtype))
+
+
+def _scale_and_shift(norm):
+    """Returns what batch normalisation multiplies by and adds in inference mode."""
+    scale = tf.math.rsqrt(norm.moving_variance.value + norm.epsilon)
+    if norm.scale:
+        scale *= norm.gamma.value
+    shift = -norm.moving_mean.value * scale
+    if norm.center:
+        shift += norm.beta.value
+    return scale, shift
+
+
+def _normalise(norm, images):
+    """Returns normalised images and updates the moving statistics, as Keras does."""
+    channels = norm.moving_mean.shape
+    outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
+        x=images,
+        scale=norm.gamma.value if norm.scale else tf.ones(channels),
+        offset=norm.beta.value if norm.center else tf.zeros(channels),
+        mean=tf.zeros([0]),
+        variance=tf.zeros([0]),
+        epsilon=norm.epsilon,
+        is_training=True,
+    )
+    # The operation's variance has N - 1 in the denominator, Keras' has N.
+    count = tf.cast(tf.size(images) // channels[0], "float32")
+    variance *= (count - 1) / count
+    momentum = norm.momentum
+    for moving, value in (
+        (norm.moving_mean, mean),
+        (norm.moving_variance, variance),
+    ):
+        moving.assign(moving.value * momentum + value * (1 - momentum))
+    return outputs
+
+
+def _has_fused_operation(norm, images):
+    return (
+        len(images.shape) == 4
+        and images.dtype in (tf.float16, tf.bfloat16, tf.float32)
+        and norm.variable_dtype == "float32"
+        and not norm.synchronized
+        and not norm.renorm
+    )
+
+
+def _is_last_axis_norm(layer, images):
+    return type(layer) is keras.layers.BatchNormalization and layer.axis in (
+        -1,
+        len(images.shape) - 1,
+    )
+
+
+def _is_foldable(layer):
+    """Whether a layer is linear in its kernel, with stock behaviour all the way in."""
+    wrappers = []
+    while isinstance(layer, (PNIWeight, PNIInput)):
+        wrappers.append(layer)
+        layer = layer.layer
+    return (
+        type(layer) in _FOLDABLE
+        and layer.activation is keras.activations.linear
+        and getattr(layer, "data_format", "channels_last") == "channels_last"
+        and layer.kernel.dtype == "float32"
+        and not getattr(layer, "lora_enabled", False)
+        and getattr(layer, "quantization_mode", None) is None
+        and not any(part.activity_regularizer for part in [layer, *wrappers])
+        and sum(isinstance(wrapper, PNIWeight) for wrapper in wrappers) <= 1
+    )
+
+
+def _masked(args, kwargs):
+    return kwargs.get("mask") is not None or any(
+        getattr(tensor, "_keras_mask", None) is not None for tensor in args
+    )
