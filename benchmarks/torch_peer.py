@@ -1,9 +1,10 @@
-"""PNI adversarial training in PyTorch, written from the paper: what ours is timed against.
+"""PNI adversarial training in PyTorch, from the paper: what ours is timed against.
 
-`recipe="eager"` does what the authors' code does in each step: a deep copy of the network
-is attacked, the gradients of its weights are computed and thrown away, sigma goes through
-the CPU, tensors are NCHW. `recipe="tuned"` does the same arithmetic without the waste: no
-copy, no gradients of weights in the attack, `channels_last`, `torch.compile`, fused SGD.
+The recipe `eager` does in each step what the authors' code does: a deep copy of the
+network is attacked, the gradients of its weights are computed and thrown away, sigma
+goes through the CPU, tensors are NCHW. `tuned` does the same arithmetic without the
+waste: no copy, no gradients of weights in the attack, `channels_last`, `torch.compile`
+and fused SGD.
 """
 
 import copy
@@ -122,8 +123,8 @@ class Trainer:
     """One training step of the paper's recipe on one batch of random images.
 
     Args:
-        settings: Has `model`, `width`, `batch_size`, `attack_steps`, `threads`, `device`
-            (`"cpu"` or `"cuda"`) and `precision` (`"float32"`, `"tf32"`, `"bfloat16"` or
+        settings: Has `model`, `width`, `attack_steps`, `threads`, `device` (`"cpu"` or
+            `"cuda"`) and `precision` (`"float32"`, `"tf32"`, `"bfloat16"` or
             `"float16"`).
         recipe: `"eager"` or `"tuned"`.
         images, labels: NumPy arrays `[N, H, W, C]` in [0, 1], and integers `[N]`.

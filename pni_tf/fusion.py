@@ -212,11 +212,12 @@ def _normalise(norm, images):
 
 
 def _has_fused_operation(norm, images):
+    replicas = tf.distribute.get_strategy().num_replicas_in_sync
     return (
         len(images.shape) == 4
         and images.dtype in (tf.float16, tf.bfloat16, tf.float32)
         and norm.variable_dtype == "float32"
-        and not norm.synchronized
+        and not (norm.synchronized and replicas > 1)
         and not norm.renorm
     )
 
