@@ -4,8 +4,9 @@
     python benchmarks/training_step.py
     python benchmarks/training_step.py --model=resnet18 --rounds=3
 
-`ours-unfused` is our step without `pni_tf.fuse_batch_norm`; `torch_peer.py` says what
-the two recipes in PyTorch are. A ratio above 1 means that ours is faster.
+`ours-unfused` is our step without `pni_tf.fuse_batch_norm`, `ours-folded` the step with
+batch normalisation folded in the attack and not fused in training; `torch_peer.py` says
+what the two recipes in PyTorch are. A ratio above 1 means that ours is faster.
 """
 
 import argparse

@@ -12,7 +12,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 IMAGE_SHAPE = (32, 32, 3)
-OURS = ("ours", "ours-unfused", "ours-xla")
+OURS = ("ours", "ours-unfused", "ours-folded", "ours-xla")
 PEERS = ("torch-eager", "torch-tuned")
 
 
@@ -160,7 +160,7 @@ def _tensorflow_step(name, settings, images, labels):
     import tensorflow as tf
 
     import pni_tf
-    from pni_tf import training
+    from pni_tf import fusion, training
     from pni_tf.data import DATASETS
 
     tf.config.experimental.enable_tensor_float_32_execution(
@@ -170,6 +170,8 @@ def _tensorflow_step(name, settings, images, labels):
         keras.mixed_precision.set_global_policy(f"mixed_{settings.precision}")
     if name == "ours-unfused":
         training.fuse_batch_norm = lambda model: model
+    if name == "ours-folded":
+        fusion._has_fused_operation = lambda norm, images: False
     info = DATASETS["cifar10"]
     network = pni_tf.build_model(
         settings.model,

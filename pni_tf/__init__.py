@@ -39,6 +39,7 @@ _MODULE_OF = {
     "evaluate_robustness": "evaluation",
     "export_saved_model": "export",
     "freeze_pni": "conversion",
+    "fuse_batch_norm": "fusion",
     "inject_pni": "conversion",
     "load_dataset": "data",
     "load_target": "export",

@@ -260,7 +260,9 @@ def rebuild(model, convert, call=None):
         if isinstance(model, keras.Sequential):
             if call is None:
                 return keras.models.clone_model(model, clone_function=replace)
-            model = keras.Model(model.inputs, model.outputs, name=model.name)
+            model = keras.Model(model.inputs, model.outputs[0], name=model.name)
+        elif call is not None:  # without what `compile` set, which would be copied
+            model = keras.Model(model.input, model.output, name=model.name)
         return keras.models.clone_model(
             model, clone_function=replace, call_function=call or call_layer
         )

@@ -98,5 +98,6 @@ def parametric_noise(
     axis = list(range(1, values.shape.rank)) if sigma_over == "example" else None
     sigma = standard_deviation(values, axis, keepdims=axis is not None)
     shape = tf.shape(values) if noise_shape is None else noise_shape
-    eta = sigma * tf.random.stateless_normal(shape, seed, dtype=values.dtype)
-    return values + alpha * tf.stop_gradient(eta)
+    normal = tf.random.stateless_normal(shape, seed, dtype=values.dtype)
+    # The small factors first: one pass less over a batch of activations.
+    return values + (alpha * tf.stop_gradient(sigma)) * normal

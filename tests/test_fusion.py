@@ -339,6 +339,25 @@ def test_models_that_are_returned_as_they_are():
         assert fuse_batch_norm(model) is model
 
 
+def test_compiled_model_with_a_loss_that_keras_cannot_copy():
+    model = smooth_network()
+    model.compile(loss=lambda labels, logits: tf.reduce_mean(logits))
+    fused = assert_same(model)
+    assert not fused.compiled
+
+
+def test_structured_inputs_and_outputs():
+    inputs = {"a": keras.Input(SHAPE), "b": keras.Input(SHAPE)}
+    x = kl.Conv2D(3, 3)(inputs["a"] - inputs["b"])
+    model = keras.Model(inputs, {"logits": kl.BatchNormalization()(x)})
+    images = {"a": examples(), "b": examples()[::-1]}
+    fused = fuse_batch_norm(randomised(model))
+    assert fusions(fused) == [True]
+    np.testing.assert_allclose(
+        fused(images)["logits"], model(images)["logits"], atol=1e-5
+    )
+
+
 def test_under_a_functional_call_of_keras():
     """`stateless_call` sets the values of variables; folding must take those."""
     model = smooth_network("none")
