@@ -235,7 +235,7 @@ def call_layer(layer, *args, **kwargs):
     return layer(*args, **kwargs)
 
 
-def rebuild(model, convert, call=None):
+def rebuild(model, convert, call=None, opens=None):
     """Rebuilds the graph of a model with each layer replaced by `convert(layer)`.
 
     Args:
@@ -243,12 +243,14 @@ def rebuild(model, convert, call=None):
         convert: Called once for each layer.
         call: Called with each new layer and the arguments of its call, in place of
             `call_layer`. With it, the result is Functional throughout.
+        opens: Whether to rebuild a nested model or to take it for a layer; by default
+            `is_convertible`.
     """
     replaced = {}  # a layer may be shared, also between nested models
 
     def replace(layer):
         if id(layer) not in replaced:
-            if is_convertible(layer):
+            if (opens or is_convertible)(layer):
                 replaced[id(layer)] = rebuild_one(layer)
             elif isinstance(layer, keras.Layer):
                 replaced[id(layer)] = convert(layer)
@@ -257,15 +259,17 @@ def rebuild(model, convert, call=None):
         return replaced[id(layer)]
 
     def rebuild_one(model):
-        if isinstance(model, keras.Sequential):
-            if call is None:
-                return keras.models.clone_model(model, clone_function=replace)
+        arguments = {"clone_function": replace}
+        if isinstance(model, keras.Sequential) and call is not None:
             model = keras.Model(model.inputs, model.outputs[0], name=model.name)
-        elif call is not None:  # without what `compile` set, which would be copied
-            model = keras.Model(model.input, model.output, name=model.name)
-        return keras.models.clone_model(
-            model, clone_function=replace, call_function=call or call_layer
-        )
+        if not isinstance(model, keras.Sequential):
+            arguments["call_function"] = call or call_layer
+        # Keras would compile the copy, which fails for losses that it cannot serialise.
+        compiled, model.compiled = model.compiled, False
+        try:
+            return keras.models.clone_model(model, **arguments)
+        finally:
+            model.compiled = compiled
 
     return rebuild_one(model)
 

@@ -12,7 +12,7 @@ import keras
 import tensorflow as tf
 
 from pni_tf.conversion import call_layer, is_convertible, rebuild
-from pni_tf.layers import NoiseWrapper, PNIInput, PNIWeight, output_channel_axes
+from pni_tf.layers import PNIInput, PNIWeight, output_channel_axes
 
 # Only these very classes: a subclass may compute something else.
 _FOLDABLE = (
@@ -42,29 +42,29 @@ def fuse_batch_norm(model: keras.Model) -> keras.Model:
     statistics are those of `model` up to rounding.
 
     Args:
-        model: A built Keras model. One that is neither Functional nor Sequential, or
-            has no batch normalisation, is returned as it is.
+        model: A built Keras model. One that is neither Functional nor Sequential, has a
+            `call` of its own, or no batch normalisation, is returned as it is.
 
     Returns:
         A model that shares every variable and noise generator with `model`. It is made
-        for calling: save and convert `model` itself.
+        for calling: save and convert `model` itself, and make a new view after layers
+        were added or removed.
 
     Example:
 
     >>> fast = fuse_batch_norm(model)
     >>> adversarial = PGD()(lambda x: fast(x, training=False), images, labels)
     """
-    known = is_convertible(model) and model.built
-    if not known or not any(
+    if not _is_transparent(model) or not any(
         isinstance(layer, keras.layers.BatchNormalization)
         for layer in model._flatten_layers()
     ):
         return model
     unfoldable = set()
     while True:
-        fused = _Fuser(unfoldable)
-        result = rebuild(model, lambda layer: layer, fused.call)
-        shared = fused.shared(result)
+        fuser = _Fuser(unfoldable)
+        result = rebuild(model, lambda layer: layer, fuser.call, _is_transparent)
+        shared = fuser.shared(result)
         if not shared:
             return result
         unfoldable |= shared
@@ -87,9 +87,9 @@ class _Fuser:
     def call(self, layer, *args, **kwargs):
         for tensor in keras.tree.flatten((args, kwargs)):
             self._uses[id(tensor)] += 1
-        if len(args) == 1 and not _masked(args, kwargs):
+        if len(args) == 1:
             (images,) = args
-            if _is_last_axis_norm(layer, images):
+            if _is_last_axis_norm(layer, images) and kwargs.get("mask") is None:
                 kwargs.pop("mask", None)
                 return self._call_norm(layer, images, **kwargs)
             if _is_foldable(layer) and id(layer) not in self.unfoldable:
@@ -108,7 +108,7 @@ class _Fuser:
     def shared(self, result):
         """Returns the identities of folded convolutions whose output has other uses."""
         for layer in result._flatten_layers():
-            if is_convertible(layer):
+            if is_convertible(layer) and hasattr(layer, "outputs"):
                 for tensor in layer.outputs:
                     self._uses[id(tensor)] += 1
         return {
@@ -121,6 +121,8 @@ class _Fuser:
 class FusedBatchNormalization(keras.layers.Layer):
     """Batch normalisation, and the convolution before it, at the least cost.
 
+    Where that would not be the same function, as with a mask, it calls the two layers.
+
     Args:
         batch_norm: A built `BatchNormalization` over the last axis.
         layer: The convolution before it, perhaps with noise, or None.
@@ -130,6 +132,7 @@ class FusedBatchNormalization(keras.layers.Layer):
         super().__init__(autocast=False, **kwargs)
         self.batch_norm = batch_norm
         self.layer = layer
+        self.supports_masking = layer is None or layer.supports_masking
         self.built = True
 
     def compute_output_spec(self, inputs, training=None):
@@ -138,18 +141,22 @@ class FusedBatchNormalization(keras.layers.Layer):
         return self.batch_norm.compute_output_spec(inputs)
 
     def call(self, inputs, training=None):
-        training = training and self.batch_norm.trainable
-        if self.layer is not None:
-            if not training:
+        norm, layer = self.batch_norm, self.layer
+        training = training and norm.trainable
+        # Looked at in each call, because users may change a layer after it was built.
+        masked = getattr(inputs, "_keras_mask", None) is not None
+        plain = masked or not _is_plain(norm)
+        if layer is not None:
+            if not (training or plain) and _is_foldable(layer, norm):
                 return self._folded(inputs)
-            inputs = self.layer(inputs)
-        if training and _has_fused_operation(self.batch_norm, inputs):
-            return _normalise(self.batch_norm, inputs)
-        return self.batch_norm(inputs, training=training)
+            inputs = layer(inputs)
+        if training and not plain and _has_fused_operation(norm, inputs):
+            return _normalise(norm, inputs)
+        return norm(inputs, training=training)
 
     def _folded(self, inputs):
         layer, kernel = self.layer, None
-        while isinstance(layer, NoiseWrapper):
+        while isinstance(layer, (PNIWeight, PNIInput)):
             if isinstance(layer, PNIWeight):
                 (kernel,) = layer.noisy_kernels()
             else:
@@ -215,11 +222,15 @@ def _has_fused_operation(norm, images):
     replicas = tf.distribute.get_strategy().num_replicas_in_sync
     return (
         len(images.shape) == 4
+        and images.dtype.name == norm.compute_dtype
         and images.dtype in (tf.float16, tf.bfloat16, tf.float32)
-        and norm.variable_dtype == "float32"
         and not (norm.synchronized and replicas > 1)
         and not norm.renorm
     )
+
+
+def _is_plain(norm):
+    return norm.variable_dtype == "float32" and norm.activity_regularizer is None
 
 
 def _is_last_axis_norm(layer, images):
@@ -229,25 +240,33 @@ def _is_last_axis_norm(layer, images):
     )
 
 
-def _is_foldable(layer):
+def _is_foldable(layer, norm=None):
     """Whether a layer is linear in its kernel, with stock behaviour all the way in."""
     wrappers = []
-    while isinstance(layer, (PNIWeight, PNIInput)):
+    while type(layer) in (PNIWeight, PNIInput):
         wrappers.append(layer)
         layer = layer.layer
     return (
         type(layer) in _FOLDABLE
         and layer.activation is keras.activations.linear
         and getattr(layer, "data_format", "channels_last") == "channels_last"
-        and layer.kernel.dtype == "float32"
         and not getattr(layer, "lora_enabled", False)
         and getattr(layer, "quantization_mode", None) is None
+        and layer.kernel.dtype == "float32"
+        # The folded kernel may be too large for float16, or lose its small entries.
+        and layer.compute_dtype in ("float32", "bfloat16")
+        and (norm is None or layer.compute_dtype == norm.compute_dtype)
         and not any(part.activity_regularizer for part in [layer, *wrappers])
         and sum(isinstance(wrapper, PNIWeight) for wrapper in wrappers) <= 1
     )
 
 
-def _masked(args, kwargs):
-    return kwargs.get("mask") is not None or any(
-        getattr(tensor, "_keras_mask", None) is not None for tensor in args
+def _is_transparent(model):
+    """Whether a model computes what its graph says, and the graph can be rebuilt."""
+    if not is_convertible(model) or not model.built or not hasattr(model, "outputs"):
+        return False
+    owner = next(c for c in type(model).__mro__ if "call" in vars(c))
+    return owner.__module__.startswith("keras.") and not any(
+        getattr(layer, "optional", False)
+        for layer in model.layers  # Keras drops it
     )

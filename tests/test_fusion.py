@@ -7,7 +7,14 @@ import tensorflow as tf
 from keras import layers as kl
 from tensorflow.python.eager import context
 
-from pni_tf import PGD, PNIAdversarialModel, build_model, inject_pni
+from pni_tf import (
+    PGD,
+    PNIAdversarialModel,
+    PNIWeight,
+    build_model,
+    inject_pni,
+    strip_pni,
+)
 from pni_tf.conversion import LOCATIONS, noise_wrappers
 from pni_tf.fusion import FusedBatchNormalization, fuse_batch_norm
 
@@ -212,6 +219,18 @@ def test_other_axis_stays_as_it_is():
     assert fusions(assert_same(model, training=True)) == []
 
 
+def test_mask_that_comes_at_run_time():
+    """A nested model was built without the mask that its caller has."""
+    inputs = keras.Input((6, 3))
+    x = kl.BatchNormalization()(kl.Dense(4, use_bias=False)(inputs))
+    inner = keras.Model(inputs, kl.GlobalAveragePooling1D()(x))
+    inputs = keras.Input((6, 3))
+    model = keras.Model(inputs, inner(kl.Masking()(inputs)))
+    images = tf.concat([tf.zeros([6, 2, 3]), examples(shape=(4, 3))], 1)
+    for training in (False, True):
+        assert_same(randomised(model), images, training=training)
+
+
 def test_mask_stays_as_it_is():
     inputs = keras.Input((6, 3))
     x = kl.Dense(4)(kl.Masking()(inputs))
@@ -328,22 +347,129 @@ def test_is_a_view_with_fresh_noise():
     np.testing.assert_array_equal(fused(examples()), fused(examples()))
 
 
+class Tripled(keras.Model):
+    """Functional, with a call that its graph does not know of."""
+
+    def call(self, inputs, training=None, mask=None):
+        return 3 * super().call(inputs, training=training, mask=mask)
+
+
+class Opaque(kl.Layer):
+    """A layer that Keras cannot trace, so that a Sequential model has no graph."""
+
+    def compute_output_spec(self, inputs):
+        raise NotImplementedError
+
+    def call(self, inputs):
+        return inputs
+
+
+def conv_and_norm():
+    return [kl.Conv2D(4, 3), kl.BatchNormalization()]
+
+
 def test_models_that_are_returned_as_they_are():
     class Subclassed(keras.Model):
         def call(self, inputs):
             return inputs
 
-    subclassed, unbuilt = Subclassed(), keras.Sequential([kl.BatchNormalization()])
-    plain = keras.Sequential([keras.Input(SHAPE), kl.Conv2D(3, 3)])
-    for model in (subclassed, unbuilt, plain):
+    inputs = keras.Input(SHAPE)
+    maybe = keras.Input(SHAPE, optional=True)
+    opaque = keras.Sequential([*conv_and_norm(), Opaque()])
+    opaque(examples())
+    for model in (
+        Subclassed(),
+        keras.Sequential(conv_and_norm()),  # not built
+        keras.Sequential([keras.Input(SHAPE), kl.Conv2D(3, 3)]),
+        Tripled(inputs, kl.BatchNormalization()(inputs)),
+        keras.Model([inputs, maybe], kl.BatchNormalization()(inputs)),
+        opaque,
+    ):
         assert fuse_batch_norm(model) is model
+
+
+def test_nested_model_with_a_call_of_its_own():
+    inputs = keras.Input(SHAPE)
+    x = kl.BatchNormalization()(kl.Conv2D(3, 3, padding="same")(inputs))
+    inner = Tripled(inputs, x)
+    inputs = keras.Input(SHAPE)
+    x = kl.BatchNormalization()(kl.Conv2D(3, 3)(inner(inputs)))
+    model = randomised(keras.Model(inputs, x))
+    assert fusions(assert_same(model)) == [True]
+
+
+class LouderNoise(PNIWeight):
+    """A wrapper that is not what its class says."""
+
+    def call(self, inputs):
+        return 2 * super().call(inputs)
+
+
+def test_subclass_of_a_wrapper():
+    inputs = keras.Input(SHAPE)
+    x = LouderNoise(kl.Conv2D(4, 3), seed=1)(inputs)
+    model = randomised(keras.Model(inputs, kl.BatchNormalization()(x)))
+    assert fusions(assert_same(model)) == [False]
+
+
+def test_layers_that_change_after_the_view_was_made():
+    inputs = keras.Input(SHAPE)
+    conv, norm = conv_and_norm()
+    model = randomised(keras.Model(inputs, norm(conv(inputs))))
+    fused = assert_same(model)
+    conv.enable_lora(2)
+    conv.lora_kernel_b.assign(tf.ones_like(conv.lora_kernel_b))
+    np.testing.assert_allclose(fused(examples()), model(examples()), atol=1e-5)
+    conv.activation = keras.activations.tanh
+    np.testing.assert_allclose(fused(examples()), model(examples()), atol=1e-5)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_regularised_normalisation_keeps_its_loss(training):
+    inputs = keras.Input(SHAPE)
+    norm = kl.BatchNormalization(activity_regularizer="l2", beta_regularizer="l2")
+    model = randomised(keras.Model(inputs, norm(kl.Conv2D(4, 3)(inputs))))
+    fused = fuse_batch_norm(model)
+    model(examples(), training=training)
+    expected = [float(loss) for loss in model.losses]
+    fused(examples(), training=training)
+    assert [float(loss) for loss in model.losses] == pytest.approx(expected, rel=1e-5)
+    assert len(expected) == 2
+
+
+DTYPES = [  # of the convolution and of batch normalisation
+    ("float32", "float64"),
+    ("float32", "bfloat16"),
+    ("mixed_float16", "float32"),
+    ("float32", "mixed_float16"),
+    ("mixed_bfloat16", "float32"),
+    ("float16", "float16"),
+    ("float64", "float64"),
+]
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("conv_dtype,norm_dtype", DTYPES)
+def test_mixed_dtypes(conv_dtype, norm_dtype, training):
+    inputs = keras.Input(SHAPE)
+    x = kl.Conv2D(4, 3, dtype=conv_dtype)(inputs)
+    model = keras.Model(inputs, kl.BatchNormalization(dtype=norm_dtype)(x))
+    fused = fuse_batch_norm(model)
+    expected = model(examples(), training=training)
+    found = fused(examples(), training=training)
+    assert found.dtype == expected.dtype
+    atol = 0.03 if "16" in conv_dtype + norm_dtype else 1e-5
+    np.testing.assert_allclose(
+        tf.cast(found, "float64"), tf.cast(expected, "float64"), atol=atol
+    )
 
 
 def test_compiled_model_with_a_loss_that_keras_cannot_copy():
     model = smooth_network()
     model.compile(loss=lambda labels, logits: tf.reduce_mean(logits))
     fused = assert_same(model)
-    assert not fused.compiled
+    assert model.compiled and not fused.compiled
+    assert not strip_pni(model).compiled
 
 
 def test_structured_inputs_and_outputs():
