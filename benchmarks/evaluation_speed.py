@@ -57,12 +57,16 @@ def main():
     pair, forward = training_attack(model, images[:size], labels[:size], settings)
     pgd = pni_tf.PGD(epsilon=EPSILON, step_size=0.01, steps=7)
     many = pni_tf.PGD(epsilon=EPSILON, step_size=0.01, steps=100)
+    attacks = {
+        "clean": (None, 1),
+        "FGSM": (pni_tf.FGSM(epsilon=EPSILON), 1),
+        "PGD-7": (pgd, 1),
+        "PGD-100": (many, 1),
+        "PGD-7, 20 draws": (pgd, 20),
+    }
     scenarios = [
-        Scenario("clean", None),
-        Scenario("FGSM", pni_tf.FGSM(epsilon=EPSILON)),
-        Scenario("PGD-7", pgd),
-        Scenario("PGD-100", many),
-        Scenario("PGD-7, 20 draws", pgd, expectation=20),
+        Scenario(name=name, attack=attack, expectation=draws)
+        for name, (attack, draws) in attacks.items()
     ]
     print(
         f"\n{settings.model}, PNI-{settings.pni.upper()}, batch {size}, "
