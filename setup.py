@@ -48,6 +48,7 @@ setup(
     extras_require={
         "and-cuda": ["tensorflow[and-cuda]>=2.21,<2.22"],
         "examples": ATTACK_TOOLS,
+        "peers": ["torch>=2.6", *ATTACK_TOOLS],  # what benchmarks/ compares with
         "test": ["pytest>=8", "ruff>=0.6", *ATTACK_TOOLS],
     },
     entry_points={
