@@ -20,36 +20,34 @@ STD = (63.0 / 255, 62.1 / 255, 66.7 / 255)
 WEIGHT_DECAY = 2e-4
 
 
-class NoisyConv(nn.Conv2d):
-    """Convolution with layer-wise noise on its kernel."""
+class _Noisy:
+    """Layer-wise noise on the weight of a layer."""
 
     def __init__(self, *args, item_sigma, **kwargs):
         super().__init__(*args, **kwargs)
         self.alpha = nn.Parameter(torch.tensor([0.25]))
         self.item_sigma = item_sigma
 
+    def noisy_weight(self):
+        weight = self.weight
+        with torch.no_grad():
+            sigma = weight.std().item() if self.item_sigma else weight.std()
+            eta = torch.randn_like(weight) * sigma
+        return weight + self.alpha * eta
+
+
+class NoisyConv(_Noisy, nn.Conv2d):
+    """Convolution with noise on its kernel."""
+
     def forward(self, x):
-        return self._conv_forward(x, _noisy(self), self.bias)
+        return self._conv_forward(x, self.noisy_weight(), self.bias)
 
 
-class NoisyLinear(nn.Linear):
-    """Dense layer with layer-wise noise on its kernel."""
-
-    def __init__(self, *args, item_sigma, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.alpha = nn.Parameter(torch.tensor([0.25]))
-        self.item_sigma = item_sigma
+class NoisyLinear(_Noisy, nn.Linear):
+    """Dense layer with noise on its kernel."""
 
     def forward(self, x):
-        return F.linear(x, _noisy(self), self.bias)
-
-
-def _noisy(layer):
-    weight = layer.weight
-    with torch.no_grad():
-        sigma = weight.std().item() if layer.item_sigma else weight.std()
-        eta = torch.randn_like(weight) * sigma
-    return weight + layer.alpha * eta
+        return F.linear(x, self.noisy_weight(), self.bias)
 
 
 class Block(nn.Module):

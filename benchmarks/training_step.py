@@ -55,7 +55,7 @@ def main():
             for kind, milliseconds, count in worker.profile():
                 print(f"  {kind:36} {milliseconds:9.1f} {count:6}")
     for worker in started:
-        worker.__exit__()
+        worker.close()
 
 
 if __name__ == "__main__":

@@ -61,6 +61,10 @@ class Worker:
         return self
 
     def __exit__(self, *_):
+        self.close()
+
+    def close(self):
+        """Ends the process."""
         self._connection.close()
         self._process.join()
 

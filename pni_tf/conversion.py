@@ -207,7 +207,7 @@ def alphas(model: keras.Model) -> dict[str, np.ndarray]:
         if isinstance(layer, keras.Model):
             nested = alphas(layer).items()
             found.update({f"{layer.name}/{key}": alpha for key, alpha in nested})
-        for wrapper in _wrappers(layer):
+        for wrapper in wrappers_of(layer):
             inner = wrapper.layer
             while isinstance(inner, NoiseWrapper):
                 inner = inner.layer
@@ -220,7 +220,7 @@ def alphas(model: keras.Model) -> dict[str, np.ndarray]:
 
 def noise_wrappers(model: keras.Model) -> list[NoiseWrapper]:
     """Returns the PNI wrappers of a model, each once, in the order of its layers."""
-    found = [w for layer in _leaf_layers(model) for w in _wrappers(layer)]
+    found = [w for layer in _leaf_layers(model) for w in wrappers_of(layer)]
     return list(dict.fromkeys(found))  # nested models may share a layer
 
 
@@ -235,7 +235,14 @@ def call_layer(layer, *args, **kwargs):
     return layer(*args, **kwargs)
 
 
-def rebuild(model, convert, call=None, opens=None):
+def is_convertible(model) -> bool:
+    """Whether a layer is a Functional or Sequential model, whose graph is known."""
+    return isinstance(model, keras.Sequential) or (
+        isinstance(model, keras.Model) and hasattr(model, "operations")
+    )
+
+
+def rebuild(model, convert, call=None, opens=is_convertible):
     """Rebuilds the graph of a model with each layer replaced by `convert(layer)`.
 
     Args:
@@ -243,14 +250,13 @@ def rebuild(model, convert, call=None, opens=None):
         convert: Called once for each layer.
         call: Called with each new layer and the arguments of its call, in place of
             `call_layer`. With it, the result is Functional throughout.
-        opens: Whether to rebuild a nested model or to take it for a layer; by default
-            `is_convertible`.
+        opens: Whether to rebuild a nested model, or else to take it for a layer.
     """
     replaced = {}  # a layer may be shared, also between nested models
 
     def replace(layer):
         if id(layer) not in replaced:
-            if (opens or is_convertible)(layer):
+            if opens(layer):
                 replaced[id(layer)] = rebuild_one(layer)
             elif isinstance(layer, keras.Layer):
                 replaced[id(layer)] = convert(layer)
@@ -272,13 +278,6 @@ def rebuild(model, convert, call=None, opens=None):
             model.compiled = compiled
 
     return rebuild_one(model)
-
-
-def is_convertible(model) -> bool:
-    """Whether a layer is a Functional or Sequential model, whose graph is known."""
-    return isinstance(model, keras.Sequential) or (
-        isinstance(model, keras.Model) and hasattr(model, "operations")
-    )
 
 
 def _check_convertible(model):
@@ -304,7 +303,7 @@ def _leaf_layers(model):
             yield layer
 
 
-def _wrappers(layer):
+def wrappers_of(layer) -> list[NoiseWrapper]:
     """Returns the PNI wrappers around a layer, from the inside out."""
     found = []
     while isinstance(layer, NoiseWrapper):

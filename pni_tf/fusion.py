@@ -11,8 +11,9 @@ import collections
 import keras
 import tensorflow as tf
 
-from pni_tf.conversion import call_layer, is_convertible, rebuild
+from pni_tf.conversion import call_layer, is_convertible, rebuild, wrappers_of
 from pni_tf.layers import PNIInput, PNIWeight, output_channel_axes
+from pni_tf.noise import alpha_shape
 
 # Only these very classes: a subclass may compute something else.
 _FOLDABLE = (
@@ -155,23 +156,19 @@ class FusedBatchNormalization(keras.layers.Layer):
         return norm(inputs, training=training)
 
     def _folded(self, inputs):
-        layer, kernel = self.layer, None
-        while isinstance(layer, (PNIWeight, PNIInput)):
-            if isinstance(layer, PNIWeight):
-                (kernel,) = layer.noisy_kernels()
+        wrappers = wrappers_of(self.layer)
+        layer = wrappers[0].layer if wrappers else self.layer
+        kernel = layer.kernel.value
+        for wrapper in wrappers:
+            if isinstance(wrapper, PNIWeight):
+                (kernel,) = wrapper.noisy_kernels()
             else:
-                inputs = layer.add_noise(inputs)
-            layer = layer.layer
-        if kernel is None:
-            kernel = layer.kernel.value
+                inputs = wrapper.add_noise(inputs)
         scale, bias = _scale_and_shift(self.batch_norm)
         if layer.use_bias:
             bias += layer.bias.value * scale
-        axes = [
-            axis % len(kernel.shape)
-            for axis in output_channel_axes(layer, layer.kernel)
-        ]
-        shape = [size if i in axes else 1 for i, size in enumerate(kernel.shape)]
+        axes = output_channel_axes(layer, layer.kernel)
+        shape = alpha_shape(kernel.shape, "channelwise", axes)
         values = [(layer.kernel, kernel * tf.reshape(scale, shape))]
         if layer.use_bias:
             values.append((layer.bias, bias))
@@ -242,12 +239,11 @@ def _is_last_axis_norm(layer, images):
 
 def _is_foldable(layer, norm=None):
     """Whether a layer is linear in its kernel, with stock behaviour all the way in."""
-    wrappers = []
-    while type(layer) in (PNIWeight, PNIInput):
-        wrappers.append(layer)
-        layer = layer.layer
+    wrappers = wrappers_of(layer)
+    layer = wrappers[0].layer if wrappers else layer
     return (
         type(layer) in _FOLDABLE
+        and all(type(wrapper) in (PNIWeight, PNIInput) for wrapper in wrappers)
         and layer.activation is keras.activations.linear
         and getattr(layer, "data_format", "channels_last") == "channels_last"
         and not getattr(layer, "lora_enabled", False)
