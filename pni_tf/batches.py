@@ -13,6 +13,7 @@ def training_batches(
     batch_size: int,
     seed: int,
     first_epoch: int = 0,
+    first_step: int = 0,
     augment: bool = False,
 ) -> tf.data.Dataset:
     """Streams shuffled batches without end, epoch after epoch.
@@ -20,13 +21,15 @@ def training_batches(
     Each epoch contains every image once; its last batch is smaller where `batch_size`
     does not divide their number. The order and the augmentation of an epoch follow from
     `seed`, `batch_size` and the number of the epoch alone, so a run that is resumed at
-    `first_epoch` sees what it would have seen without the interruption.
+    `first_epoch` and `first_step` sees what it would have seen without the
+    interruption.
 
     Args:
         split: The images to train on.
         batch_size: Images a batch.
         seed: Seed of order and augmentation.
         first_epoch: Number of the epoch to begin with, counted from 0.
+        first_step: Number of batches of that epoch to leave out.
         augment: Whether to apply `random_flip_and_crop`.
 
     Returns:
@@ -46,10 +49,16 @@ def training_batches(
         raise ValueError(
             f"`first_epoch` must be at least 0. Received: first_epoch={first_epoch}"
         )
+    if not 0 <= first_step < steps_per_epoch(split, batch_size):
+        raise ValueError(
+            "`first_step` must be a step of an epoch, from 0. "
+            f"Received: first_step={first_step}"
+        )
     # One copy, captured by `load`: an array would become a constant of its graph.
     with tf.device("CPU"):
         images, labels = tf.constant(split.images), tf.constant(split.labels)
     base_seed = tf.constant([seed, 0], tf.int64)
+    left_out = tf.constant(first_step, tf.int64)
 
     def batches_of(epoch):
         epoch_seed = tf.random.fold_in(base_seed, epoch)
@@ -57,9 +66,10 @@ def training_batches(
             tf.range(len(split)), seed=epoch_seed
         )
         batches = tf.data.Dataset.from_tensor_slices(order).batch(batch_size)
-        return batches.enumerate().map(
+        batches = batches.enumerate().map(
             lambda step, rows: (rows, tf.random.fold_in(epoch_seed, step))
         )
+        return batches.skip(tf.where(epoch == first_epoch, left_out, 0))
 
     def load(rows, batch_seed):
         batch = tf.gather(images, rows)

@@ -1,7 +1,6 @@
 """Callbacks that Keras does not already have."""
 
 import csv
-import math
 import os
 import time
 from pathlib import Path
@@ -9,11 +8,10 @@ from pathlib import Path
 import keras
 import numpy as np
 import tensorflow as tf
-from absl import logging
 
 from pni_tf.attacks import Attack
-from pni_tf.attacks.base import check_number
 from pni_tf.conversion import alphas, noise_wrappers
+from pni_tf.files import replacing
 
 
 class AlphaLogger(keras.callbacks.Callback):
@@ -97,6 +95,10 @@ class HistoryFile(keras.callbacks.Callback):
     def __init__(self, path: str | os.PathLike):
         super().__init__()
         self.path = Path(path)
+        self._resumed = {}
+
+    def on_train_begin(self, logs=None):
+        self.path.parent.mkdir(parents=True, exist_ok=True)
 
     def read(self) -> list[dict[str, str]]:
         """Returns the rows of the file; none if it does not exist."""
@@ -105,106 +107,38 @@ class HistoryFile(keras.callbacks.Callback):
         with self.path.open(newline="") as file:
             return list(csv.DictReader(file))
 
+    def state(self) -> dict[str, float]:
+        """Returns what is known of the current epoch, for a checkpoint within it."""
+        return {
+            "learning_rate": self._learning_rate,
+            "seconds": self._seconds + time.monotonic() - self._start,
+        }
+
+    def resume(self, state: dict[str, float]) -> None:
+        """Takes over what `state` returned when the first epoch to come was begun."""
+        self._resumed = state
+
     def on_epoch_begin(self, epoch, logs=None):
         self._start = time.monotonic()
         # After the epoch the schedule stands at the first step of the next.
-        self._learning_rate = float(self.model.optimizer.learning_rate)
+        rate = float(self.model.optimizer.learning_rate)
+        resumed, self._resumed = self._resumed, {}
+        self._learning_rate = resumed.get("learning_rate", rate)
+        self._seconds = resumed.get("seconds", 0.0)
 
     def on_epoch_end(self, epoch, logs=None):
+        state = self.state()
         row = {
             "epoch": epoch + 1,
             **(logs or {}),
-            "learning_rate": self._learning_rate,
-            "seconds": round(time.monotonic() - self._start, 3),
+            "learning_rate": state["learning_rate"],
+            "seconds": round(state["seconds"], 3),
         }
         rows = [old for old in self.read() if int(old["epoch"]) <= epoch]
         rows.append(row)
         # Epochs may differ in their logs, as under `validation_freq=2`.
         columns = dict.fromkeys(name for row in rows for name in row)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = self.path.with_suffix(".unfinished")
-        with scratch.open("w", newline="") as file:
+        with replacing(self.path) as scratch, scratch.open("w", newline="") as file:
             writer = csv.DictWriter(file, list(columns))
             writer.writeheader()
             writer.writerows(rows)
-        os.replace(scratch, self.path)
-
-
-class Checkpoint(keras.callbacks.Callback):
-    """Saves everything that training needs to go on, after each epoch.
-
-    A checkpoint holds the weights, the optimizer and the states of all noise
-    generators, so that a run that is resumed equals one that was not interrupted. It is
-    written aside and moved into place: an interruption while it is written leaves the
-    one before. Weights or losses that are not finite are not saved.
-
-    Args:
-        directory: Folder of the checkpoints, `epoch-<n>.weights.h5` after n epochs.
-        keep: Number of newest checkpoints to keep.
-
-    Raises:
-        ValueError: If `keep` is not a positive integer.
-    """
-
-    def __init__(self, directory: str | os.PathLike, keep: int = 2):
-        super().__init__()
-        check_number("keep", keep, minimum=1, integer=True)
-        self.directory = Path(directory)
-        self.keep = keep
-
-    def restore(self, model: keras.Model) -> int:
-        """Loads the newest checkpoint into a compiled model.
-
-        A damaged file is skipped in favour of the one before it.
-
-        Returns:
-            The number of finished epochs; 0 without a checkpoint.
-
-        Raises:
-            ValueError: If there are checkpoints, and all are damaged.
-        """
-        errors = []
-        existing = self._existing()
-        if existing:
-            with model.distribute_strategy.scope():
-                model.optimizer.build(model.trainable_variables)
-        for epoch, path in reversed(existing):
-            try:
-                model.load_weights(path)
-            except Exception as error:  # h5py and Keras raise many kinds
-                reason = str(error).strip().splitlines() or [repr(error)]
-                errors.append(f"{path}: {reason[0]}")
-                continue
-            for line in errors:
-                logging.warning("Skipped a damaged checkpoint: %s", line)
-            return epoch
-        if errors:
-            raise ValueError(
-                "No checkpoint can be read; remove the run directory to start again. "
-                f"Received: {'; '.join(errors)}"
-            )
-        return 0
-
-    def on_epoch_end(self, epoch, logs=None):
-        weights = [variable.numpy() for variable in self.model.weights]
-        finite = all(np.isfinite(weight).all() for weight in weights)
-        if not finite or not math.isfinite((logs or {}).get("loss", 0.0)):
-            return
-        self.directory.mkdir(parents=True, exist_ok=True)
-        path = self.directory / f"epoch-{epoch + 1:05d}.weights.h5"
-        scratch = self.directory / "unfinished.weights.h5"
-        self.model.save_weights(scratch, overwrite=True)
-        os.replace(scratch, path)
-        for _, old in self._existing()[: -self.keep]:
-            old.unlink()
-
-    def epochs(self) -> int:
-        """Returns the number of finished epochs of the newest checkpoint, or 0."""
-        return max((epoch for epoch, _ in self._existing()), default=0)
-
-    def _existing(self):
-        found = []
-        for path in self.directory.glob("epoch-*.weights.h5"):
-            epoch = path.name.removeprefix("epoch-").removesuffix(".weights.h5")
-            found.append((int(epoch), path))
-        return sorted(found)

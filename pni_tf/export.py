@@ -5,7 +5,7 @@ import os
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import keras
@@ -136,6 +136,8 @@ class Target:
         labels_only: Whether the logits are but the one-hot predicted label.
         reseed: Callable from an integer that makes the following draws repeatable, or
             None.
+        device: The device that it computes on, or None for TensorFlow's choice.
+        replicas: The same model on further devices, for evaluations to share the work.
     """
 
     name: str
@@ -149,6 +151,8 @@ class Target:
     probabilities: bool = False
     labels_only: bool = False
     reseed: Callable[[int], None] | None = dataclasses.field(default=None, repr=False)
+    device: str | None = None
+    replicas: "tuple[Target, ...]" = dataclasses.field(default=(), repr=False)
     # An exported model's variables are deleted when nothing refers to it any more.
     source: object = dataclasses.field(default=None, repr=False, compare=False)
 
@@ -184,6 +188,7 @@ class Target:
             stochastic=False,
             noise_free=None,
             reseed=None,
+            replicas=(),
         )
 
 
@@ -193,6 +198,7 @@ def load_target(
     image_shape: tuple[int, int, int] | None = None,
     num_classes: int | None = None,
     labels_only: bool = False,
+    devices: Sequence[str] = (),
 ) -> Target:
     """Returns a model as the target of attacks, and probes it once.
 
@@ -203,6 +209,9 @@ def load_target(
         num_classes: K; needed with `labels_only`.
         labels_only: Whether `source` is a callable, in any framework, from a NumPy
             array of images to integer labels `[N]`, such as a remote service.
+        devices: Devices that each get a copy of the model, such as
+            `["GPU:0", "GPU:1"]`, for `evaluate_robustness` to use all of them; for a
+            path only.
 
     Returns:
         The target, with its warnings.
@@ -217,6 +226,8 @@ def load_target(
     >>> target = load_target("runs/digits_pni_w/saved_model")
     >>> adversarial = PGD(steps=40).perturb(target.logits, images, labels)
     """
+    if len(devices) > 0:
+        return _on_devices(source, devices)
     if isinstance(source, PNIAdversarialModel):
         source = source.model
     if labels_only:
@@ -242,6 +253,30 @@ def load_target(
         )
     _check_image_shape(image_shape)
     return _probed(source, image_shape, name=getattr(source, "__name__", repr(source)))
+
+
+def _on_devices(source, devices):
+    """Loads a path once for each device; the first copy refers to the others."""
+    if not isinstance(source, (str, os.PathLike)):
+        raise ValueError(
+            "Only a file or directory can be loaded on several devices. "
+            f"Received: source={source!r}"
+        )
+    copies = []
+    for device in devices:
+        with tf.device(device):
+            copy = load_target(source)
+        noise_free = copy.noise_free
+        if noise_free is not None:
+            noise_free = dataclasses.replace(noise_free, device=device)
+        copies.append(dataclasses.replace(copy, device=device, noise_free=noise_free))
+    first, *others = copies
+    if first.noise_free is not None:
+        noise_free = dataclasses.replace(
+            first.noise_free, replicas=tuple(copy.noise_free for copy in others)
+        )
+        first = dataclasses.replace(first, noise_free=noise_free)
+    return dataclasses.replace(first, replicas=tuple(others))
 
 
 def load_model(path: str | os.PathLike) -> keras.Model:

@@ -1,6 +1,7 @@
 """Adversarial training of a random network (eq. 11 of the paper)."""
 
 import inspect
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -9,6 +10,12 @@ import tensorflow as tf
 from pni_tf.attacks import Attack, ExpectationOverNoise
 from pni_tf.attacks.base import check_number
 from pni_tf.conversion import strip_pni
+from pni_tf.distribution import (
+    DistributedModel,
+    average_over_replicas,
+    share_of_batch,
+)
+from pni_tf.files import replacing
 from pni_tf.fusion import fuse_batch_norm
 from pni_tf.validation import validate_images, validate_labels
 
@@ -16,7 +23,7 @@ ATTACK_LABELS = ("predicted", "true")
 _PROBABILITIES = ("softmax", "softmax_v2", "sigmoid")  # the second is TensorFlow's
 
 
-class PNIAdversarialModel(keras.Model):
+class PNIAdversarialModel(DistributedModel):
     """Trains the model that it holds on clean and adversarial images.
 
     The loss is `clean_weight * L(g(x), t) + adversarial_weight * L(g(x_adv), t)` plus
@@ -217,16 +224,23 @@ class PNIAdversarialModel(keras.Model):
                 adversarial_loss = self._loss_fn(
                     labels, adversarial_logits, sample_weight
                 )
-            loss = self._total(clean_loss, adversarial_loss)
-            scaled_loss = self.optimizer.scale_loss(loss)
+            # Read before replicas wait for each other: Keras' list of losses is theirs
+            # in common, and the last forward pass has written it.
+            penalty = self._penalty(clean_loss.dtype)
+            loss = self._weighted(clean_loss, adversarial_loss)
+            share = 1.0
+            if self._loss_fn.reduction != "sum":
+                share = share_of_batch(tf.shape(images)[0])
+            scaled_loss = self.optimizer.scale_loss(share * loss + penalty)
         variables = self.trainable_variables
         gradients = tape.gradient(scaled_loss, variables)
         self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
+        average_over_replicas(_states_of_replicas(self.model))
         return self._report(
             images,
             labels,
             sample_weight,
-            loss,
+            loss + penalty,
             (clean_loss, clean_logits),
             (adversarial_loss, adversarial_logits),
         )
@@ -249,14 +263,22 @@ class PNIAdversarialModel(keras.Model):
             images,
             labels,
             sample_weight,
-            self._total(clean_loss, adversarial_loss),
+            self._weighted(clean_loss, adversarial_loss)
+            + self._penalty(clean_loss.dtype),
             (clean_loss, clean_logits),
             (adversarial_loss, adversarial_logits),
         )
 
-    def save(self, *args, **kwargs):
-        """Saves the model that was trained, without its trainer (see `keras.Model`)."""
-        self.model.save(*args, **kwargs)
+    def save(self, filepath, overwrite=True, **kwargs):
+        """Saves the model that was trained, without its trainer (see `keras.Model`).
+
+        The file is replaced in one step: an interruption leaves the earlier one.
+        """
+        path = Path(filepath)
+        if path.exists() and not overwrite:
+            raise FileExistsError(f"{path} exists, and `overwrite` is False")
+        with replacing(path) as scratch:
+            self.model.save(scratch, **kwargs)
 
     def save_own_variables(self, store):
         super().save_own_variables(store)
@@ -265,18 +287,22 @@ class PNIAdversarialModel(keras.Model):
     def load_own_variables(self, store):
         self.seed_generator.state.assign(store["seed_generator_state"])
 
-    def _total(self, clean_loss, adversarial_loss):
-        """Returns the loss of eq. 11 with the model's regularisation."""
-        loss = clean_loss
-        if self.attack is not None and adversarial_loss is not None:
-            loss = (
-                self.clean_weight * clean_loss
-                + self.adversarial_weight * adversarial_loss
-            )
-        # Gradients are summed over replicas: each has its share of the penalty, as
-        # Keras has given each its share of the loss.
+    def _weighted(self, clean_loss, adversarial_loss):
+        """Returns the loss of eq. 11, without the model's regularisation."""
+        if self.attack is None or adversarial_loss is None:
+            return clean_loss
+        return (
+            self.clean_weight * clean_loss + self.adversarial_weight * adversarial_loss
+        )
+
+    def _penalty(self, dtype):
+        """Returns the share of one replica in the model's regularisation.
+
+        Gradients are summed over replicas, and Keras has given each its share of the
+        loss.
+        """
         replicas = tf.distribute.get_strategy().num_replicas_in_sync
-        return loss + sum(tf.cast(p, loss.dtype) for p in self.model.losses) / replicas
+        return sum(tf.cast(p, dtype) for p in self.model.losses) / replicas
 
     def _attack_seed(self):
         """Returns a fresh seed, a different one on each replica."""
@@ -319,6 +345,17 @@ class _EpochDelay(keras.callbacks.Callback):
             self.model._clean_only = clean_only
             # The two phases are two graphs; a branch in one would slow down both.
             self.model.make_train_function(force=True)
+
+
+def _states_of_replicas(model):
+    """Returns the moving statistics that each replica takes from its own images."""
+    found = []
+    for layer in model._flatten_layers(include_self=False):
+        if isinstance(layer, keras.layers.BatchNormalization) and (
+            not layer.synchronized
+        ):
+            found += layer.non_trainable_variables
+    return found
 
 
 def check_logits(model: keras.Model) -> None:

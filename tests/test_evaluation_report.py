@@ -8,6 +8,7 @@ import re
 import numpy as np
 import pytest
 
+from pni_tf import files
 from pni_tf.attacks import FGSM, PGD
 from pni_tf.evaluation import Result, Scenario, report, union
 
@@ -173,7 +174,7 @@ class TestReport:
     def test_text_is_replaced_in_one_step(self, name, tmp_path):
         path = tmp_path / name
         path.write_text("old and longer")
-        report.write_text(path, "new ε ±\n")
+        files.write_text(path, "new ε ±\n")
         assert path.read_text() == "new ε ±\n"
         assert os_names(tmp_path) == [name]
 

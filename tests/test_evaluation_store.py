@@ -16,8 +16,9 @@ from keras import layers
 from pni_tf.attacks import FGSM, PGD, RandomSearch
 from pni_tf.conversion import inject_pni
 from pni_tf.evaluation import ResultStore, Scenario, evaluate_robustness
-from pni_tf.evaluation.store import file_digest, slug
+from pni_tf.evaluation.store import slug
 from pni_tf.export import load_target
+from pni_tf.files import file_digest
 
 SHAPE = (2, 3, 1)
 IMAGES = np.random.default_rng(0).uniform(size=(10, *SHAPE)).astype("float32")

@@ -8,10 +8,12 @@ import tempfile
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 from absl import flags, logging
 
 from pni_tf import check_backend
+from pni_tf.cluster import WorkerLost
 
 # In a checkout the configs lie beside the package, in an installation inside it.
 _CONFIG_FOLDERS = (
@@ -25,9 +27,10 @@ def run(
 ) -> None:
     """Parses the command line, runs a command and exits with its status.
 
-    A bad command line or bad input ends with one line on standard error and status 2
-    (with `--verbosity=1`, a traceback); an interruption with status 130 (Ctrl-C) or 143
-    (SIGTERM).
+    Statuses: 0 done; 2 bad input, or a machine that lacks something; 70 an error of
+    this program; 75 a worker was lost, the same command may work later; 130 and 143
+    interrupted by Ctrl-C and SIGTERM, the same command goes on. Each error is one line
+    on standard error (with `--verbosity=1`, a traceback).
 
     Args:
         main: The command; it reads `flags.FLAGS` and the positional arguments from
@@ -64,10 +67,16 @@ def run(
     except KeyboardInterrupt as interrupt:
         print("\nInterrupted. The same command goes on.", file=sys.stderr)
         sys.exit(143 if str(interrupt) == "SIGTERM" else 130)
-    except (ValueError, TypeError, OSError, RuntimeError, ImportError) as error:
+    except Exception as error:
         if flags.FLAGS.verbosity >= 1:
             raise
-        _fail(str(error))
+        if isinstance(error, WorkerLost):
+            _fail(error, status=75)
+        if isinstance(
+            error, (ValueError, TypeError, OSError, RuntimeError, ImportError)
+        ):
+            _fail(error)
+        _fail(f"{type(error).__name__}: {error} (--verbosity=1 shows where)", status=70)
 
 
 _positional: list[str] = []
@@ -152,16 +161,26 @@ def quiet_stderr() -> Iterator[None]:
             os.close(saved)
 
 
-def import_tensorflow() -> None:
-    """Imports TensorFlow and Keras without their chatter; errors still show."""
+def import_tensorflow(cpu_devices: int = 1, *, start: bool = True) -> None:
+    """Imports TensorFlow and Keras without their chatter; errors still show.
+
+    Args:
+        cpu_devices: Number of logical devices to split the CPU into.
+        start: Whether to start the devices, which report themselves then.
+    """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     # TensorFlow Datasets and others import it lazily, and log when they do.
     with quiet_stderr():
         import keras
         import tensorflow as tf
 
-        tf.config.list_physical_devices()
-        tf.constant(0)  # the devices report themselves when they are first used
+        (cpu,) = tf.config.list_physical_devices("CPU")
+        if cpu_devices > 1:
+            tf.config.set_logical_device_configuration(
+                cpu, [tf.config.LogicalDeviceConfiguration()] * cpu_devices
+            )
+        if start:
+            tf.constant(0)
         assert keras
 
 
@@ -186,6 +205,46 @@ def define_data_flags(
     flags.DEFINE_bool(
         "download", False, "Download the dataset if it is missing.", module_name=group
     )
+
+
+def define_strategy_flags(group: str, strategies: list[str]) -> None:
+    """Defines --strategy, --cpu_devices and --cluster_timeout.
+
+    Args:
+        group: Heading of the flags in the help.
+        strategies: Values of --strategy; the first is the default.
+    """
+    flags.DEFINE_enum(
+        "strategy",
+        strategies[0],
+        strategies,
+        "none: one device. mirrored: all GPUs of this machine. multi_worker: all "
+        "devices of all workers that TF_CONFIG or a Slurm job step names. tpu: a TPU.",
+        module_name=group,
+    )
+    flags.DEFINE_integer(
+        "cpu_devices",
+        1,
+        "Split the CPU into as many devices, to try --strategy=mirrored without GPUs.",
+        lower_bound=1,
+        upper_bound=64,
+        module_name=group,
+    )
+    flags.DEFINE_integer(
+        "cluster_timeout",
+        120,
+        "Seconds to wait for the other workers at the start.",
+        lower_bound=1,
+        module_name=group,
+    )
+
+
+def check_strategy(settings: SimpleNamespace) -> None:
+    """Raises a ValueError if the flags of `define_strategy_flags` disagree."""
+    if settings.cpu_devices > 1 and settings.strategy != "mirrored":
+        raise ValueError(
+            f"--cpu_devices={settings.cpu_devices} is for --strategy=mirrored"
+        )
 
 
 def integers(name: str, values: list[str]) -> list[int]:
@@ -224,6 +283,10 @@ def _interrupt(number, frame):
     raise KeyboardInterrupt("SIGTERM")
 
 
-def _fail(message):
-    print(f"error: {message}", file=sys.stderr)
-    sys.exit(2)
+def _fail(message, status=2):
+    # TensorFlow's messages may have many lines, of which the first says what is wrong.
+    lines = str(message).strip().splitlines() or [repr(message)]
+    own = isinstance(message, str) or not hasattr(message, "op")
+    print(f"error: {message if own else lines[0]}", file=sys.stderr)
+    sys.stdout.flush()
+    sys.exit(status)

@@ -1,11 +1,14 @@
 """`bin/evaluate`: the accuracy of a model under attack."""
 
+import contextlib
+import io
 from pathlib import Path
 from types import SimpleNamespace
 
 from absl import flags
 
 from pni_tf.cli import app, attack_specs, train_flags
+from pni_tf.cluster import find_cluster
 
 USAGE = """\
 Evaluates a model under attack: a run directory, a .keras file or a SavedModel.
@@ -23,6 +26,7 @@ DATA = "Data"
 ATTACK = "Attacks"
 ANALYSIS = "Analyses"
 OUTPUT = "Scoring and output"
+MACHINE = "Machine"
 
 # The short names of pni_tf.attacks.ATTACKS, which would need TensorFlow to be imported,
 # and the two that need a further network.
@@ -39,7 +43,7 @@ _DEFAULT = {
 def run() -> None:
     """Entry point of `pni-evaluate`."""
     define()
-    groups = (DATA, ATTACK, ANALYSIS, OUTPUT)
+    groups = (DATA, ATTACK, ANALYSIS, OUTPUT, MACHINE)
     app.run(main, usage=USAGE, groups=groups, names=1)
 
 
@@ -160,15 +164,29 @@ def define() -> None:
         "MODEL_evaluation.",
         module_name=OUTPUT,
     )
+    app.define_strategy_flags(MACHINE, ["none", "mirrored", "multi_worker"])
 
 
 def main() -> None:
     (model,) = app.arguments()
     settings = parse(model)  # before TensorFlow starts: a bad value shows at once
-    app.import_tensorflow()
+    app.check_strategy(settings)
+    cluster = find_cluster() if settings.strategy == "multi_worker" else None
+    app.import_tensorflow(settings.cpu_devices, start=cluster is None)
     from pni_tf.cli.evaluation import evaluate
+    from pni_tf.distribution import connect
 
-    evaluate(settings)
+    workers = connect(
+        settings.strategy,
+        cluster=cluster,
+        agree_on=repr({**vars(settings), "data_dir": None}),
+        timeout=settings.cluster_timeout,
+    )
+    output = contextlib.nullcontext()
+    if not workers.is_chief:  # which prints the tables
+        output = contextlib.redirect_stdout(io.StringIO())
+    with output, workers.losing_workers():
+        evaluate(settings, workers)
 
 
 def parse(model: str) -> SimpleNamespace:
@@ -224,6 +242,9 @@ def parse(model: str) -> SimpleNamespace:
         curves=curves,
         checklist=given.checklist,
         twin=given.twin and Path(given.twin),
+        strategy=given.strategy,
+        cpu_devices=given.cpu_devices,
+        cluster_timeout=given.cluster_timeout,
         draws=given.draws,
         batch_size=given.batch_size,
         seed=given.seed,

@@ -2,14 +2,16 @@
 
 import json
 import time
+from collections.abc import Callable
 from types import SimpleNamespace
 
 from tqdm import tqdm
 
-from pni_tf import plots
+from pni_tf import files, plots
 from pni_tf.attacks import make_attack
 from pni_tf.cli.evaluation_plan import Planner
 from pni_tf.data import load_dataset
+from pni_tf.distribution import Workers
 from pni_tf.evaluation import (
     ResultStore,
     Scenario,
@@ -19,24 +21,27 @@ from pni_tf.evaluation import (
     run_checklist,
     worst_cases,
 )
-from pni_tf.evaluation.store import file_digest, slug
+from pni_tf.evaluation.store import slug
 from pni_tf.export import Target, load_target
 
 
-def evaluate(settings: SimpleNamespace) -> None:
-    """Attacks what `settings` names, writes the results and prints the tables."""
-    targets, identities = _load(settings)
+def evaluate(settings: SimpleNamespace, workers: Workers) -> None:
+    """Attacks what `settings` names, writes the results and prints the tables.
+
+    All workers share the attacks; the chief writes and prints.
+    """
+    targets, identities = _load(settings, workers.devices)
     images, labels, held_out = _data(settings)
     sources = {str(path): load_target(path) for path in settings.transfer_from}
     digests = {str(path): _digest(path) for path in settings.transfer_from}
     # All are made before the first is run, so that a bad setting shows at once.
-    planner = Planner(settings, sources, digests, images, held_out)
+    settings.output.mkdir(parents=True, exist_ok=True)
+    planner = Planner(settings, sources, digests, images, held_out, workers)
     plans = {
         name: planner.scenarios(name, target, identities[name])
         for name, target in targets.items()
     }
-    settings.output.mkdir(parents=True, exist_ok=True)
-    run = _Runner(settings, targets, identities, images, labels)
+    run = _Runner(settings, targets, identities, images, labels, workers)
     columns = {name: run.scenarios(name, plan) for name, plan in plans.items()}
     columns = {
         name: results + worst_cases(results) for name, results in columns.items()
@@ -48,11 +53,19 @@ def evaluate(settings: SimpleNamespace) -> None:
     checklist = None
     if settings.checklist:
         checklist = run.checklist(next(iter(targets)))
-    _write(settings, columns, curves, checklist, planner.substitutes)
+    if workers.is_chief:
+        _write(settings, columns, curves, checklist, planner.substitutes)
+    workers.barrier()
 
 
 def evaluate_columns(
-    targets: dict[str, Target], images, labels, scenarios: list[Scenario], **options
+    targets: dict[str, Target],
+    images,
+    labels,
+    scenarios: list[Scenario],
+    *,
+    store: Callable[[str], ResultStore],
+    **options,
 ) -> report.Columns:
     """Returns the results of the same scenarios on several targets.
 
@@ -63,11 +76,18 @@ def evaluate_columns(
         images: Float32 `[N, H, W, C]` in `[0, 1]`.
         labels: Integers `[N]`.
         scenarios: What to evaluate.
+        store: The store of a column, by its name.
         **options: Passed on to `evaluate_robustness`.
     """
     return {
         name: evaluate_robustness(
-            target, images, labels, scenarios, progress=progress_bar(name), **options
+            target,
+            images,
+            labels,
+            scenarios,
+            store=store(name),
+            progress=progress_bar(name),
+            **options,
         )
         for name, target in targets.items()
     }
@@ -95,7 +115,8 @@ def _logged(progress, column):
 class _Runner:
     """Runs evaluations of the same images that share their options."""
 
-    def __init__(self, settings, targets, identities, images, labels):
+    def __init__(self, settings, targets, identities, images, labels, workers):
+        self.workers = workers
         self.settings, self.targets = settings, targets
         self.identities, self.images, self.labels = identities, images, labels
 
@@ -141,18 +162,19 @@ class _Runner:
             "seed": self.settings.seed,
             "store": ResultStore(self.settings.output / part / slug(name), identity),
             "progress": _logged(progress_bar(name), name),
+            "workers": self.workers,
         }
 
 
-def _load(settings):
+def _load(settings, devices):
     """Returns the targets by the name of their column, and what identifies each."""
-    target = load_target(settings.model)
+    target = load_target(settings.model, devices=devices)
     targets = {"model" if target.noise_free is None else "noise on": target}
     if target.noise_free is not None:
         targets["noise off"] = target.noise_free
     identities = dict.fromkeys(targets, _digest(settings.model))
     if settings.twin is not None:
-        targets["twin"] = load_target(settings.twin)
+        targets["twin"] = load_target(settings.twin, devices=devices)
         identities["twin"] = _digest(settings.twin)
         if targets["twin"].stochastic:
             raise ValueError(
@@ -164,7 +186,7 @@ def _load(settings):
 
 def _digest(path):
     model = path / "model.keras"  # of a run directory, in which other files change
-    return file_digest(model if model.exists() else path)
+    return files.file_digest(model if model.exists() else path)
 
 
 def _data(settings):
@@ -236,13 +258,13 @@ def _write(settings, columns, curves, checklist, substitutes):
         parts.append(costs)
     if checklist is not None:
         content = json.dumps(checklist.to_json(), indent=2) + "\n"
-        report.write_text(output / "checklist.json", content)
+        files.write_text(output / "checklist.json", content)
         parts.append(checklist.to_markdown())
     if warnings:
         parts.append(warnings)
     pictures = [f"![{name}]({name}.png)" for name in figures]
     settings_used = report.format_settings(columns)
-    report.write_text(
+    files.write_text(
         output / "report.md",
         "\n\n".join([f"# {title}", *parts, settings_used, *pictures]) + "\n",
     )

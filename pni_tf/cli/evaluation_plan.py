@@ -4,13 +4,12 @@ import dataclasses
 import hashlib
 import json
 
-from pni_tf import __version__
+from pni_tf import __version__, files
 from pni_tf.attacks import make_attack, train_substitute
 from pni_tf.cli.attack_specs import AttackSpec
 from pni_tf.evaluation import (
     Scenario,
     paper_suite,
-    report,
     strong_suite,
     transfer_from,
 )
@@ -35,7 +34,8 @@ class Planner:
         substitutes: What the training of each substitute took, by its column.
     """
 
-    def __init__(self, settings, sources, digests, images, held_out):
+    def __init__(self, settings, sources, digests, images, held_out, workers):
+        self.workers = workers
         self.settings, self.sources, self.digests = settings, sources, digests
         self.images, self.held_out = images, held_out
         self.substitutes = {}
@@ -155,33 +155,46 @@ class Planner:
         key = json.dumps([identity, column, settings.seed, images, __version__])
         digest = hashlib.sha256(key.encode()).hexdigest()[:12]
         path = settings.output / "substitutes" / f"{slug(column)}-{digest}.keras"
-        facts = path.with_suffix(".json")
-        if facts.exists():
-            self.substitutes[column] = json.loads(facts.read_text())
-            return load_model(path), digest
+        found = _read_substitute(path)
+        if found is None and self.workers.is_chief:
+            found = self._train_substitute(column, target, path)
+        self.workers.barrier()  # the others find what the chief has written
+        model, self.substitutes[column] = found or _read_substitute(path)
+        return model, digest
+
+    def _train_substitute(self, column, target, path):
         print(f"{column}: training a substitute from {len(self.held_out)} images")
         if target.reseed is not None:
-            target.reseed(settings.seed)
+            target.reseed(self.settings.seed)
         substitute = train_substitute(
             target.predict,
             self.held_out,
             num_classes=target.num_classes,
-            seed=settings.seed,
+            seed=self.settings.seed,
         )
-        path.parent.mkdir(parents=True, exist_ok=True)
-        substitute.model.save(path)
         agreement = substitute.agreement(target.predict, self.images)
         print(
             f"{column}: {substitute.queries} labels asked; the substitute agrees on "
             f"{agreement:.1%} of the images to attack"
         )
-        self.substitutes[column] = {
+        facts = {
             "labels_asked": substitute.queries,
             "held_out_images": len(self.held_out),
             "agreement": agreement,
         }
-        report.write_text(facts, json.dumps(self.substitutes[column]) + "\n")
-        return substitute.model, digest
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with files.replacing(path) as scratch:
+            substitute.model.save(scratch)
+        files.write_text(path.with_suffix(".json"), json.dumps(facts) + "\n")
+        return substitute.model, facts
+
+
+def _read_substitute(path):
+    """Returns the model and its facts, or None if they are not there, or damaged."""
+    try:
+        return load_model(path), json.loads(path.with_suffix(".json").read_text())
+    except (OSError, ValueError):
+        return None
 
 
 def _unique(scenario, scenarios):

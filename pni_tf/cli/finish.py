@@ -1,17 +1,20 @@
 """The end of `bin/train`: evaluation, figures, report and export."""
 
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
 import tensorflow as tf
 
-from pni_tf import plots
+from pni_tf import files, plots
 from pni_tf.callbacks import HistoryFile
 from pni_tf.cli.evaluation import evaluate_columns
 from pni_tf.cli.run_directory import RunDirectory
 from pni_tf.cli.training import training_attack
 from pni_tf.data import Dataset
-from pni_tf.evaluation import report, standard_scenarios
+from pni_tf.distribution import Workers
+from pni_tf.evaluation import ResultStore, report, standard_scenarios
+from pni_tf.evaluation.store import slug
 from pni_tf.export import Target, export_saved_model, load_model, load_target
 
 
@@ -20,27 +23,38 @@ def finish(
     directory: RunDirectory,
     undefended: RunDirectory | None,
     dataset: Dataset,
+    workers: Workers,
 ) -> None:
-    """Evaluates and exports what was trained, and prints where everything lies."""
-    network = load_model(directory.model)
-    if settings.export:
-        export_saved_model(network, directory.saved_model)
-    figures = []
-    if settings.pni != "none":
-        figures.append(_save(_alphas(directory), directory.path / "alphas.png"))
+    """Evaluates and exports what was trained, and prints where everything lies.
+
+    All workers share the evaluation; the chief does the rest.
+    """
+    if workers.is_chief and settings.export:
+        export_saved_model(load_model(directory.model), directory.saved_model)
     if settings.evaluate:
-        targets = _targets(settings, directory, undefended, load_target(network))
-        columns = evaluate(settings, targets, dataset)
-        figures += _pictures(settings, directory, columns, targets, dataset)
-        _write(settings, directory, columns, figures)
-        print("\n" + report.format_table(columns))
-        print("\n" + report.describe(columns))
-    directory.finished.touch()
-    print("\n" + _inventory(directory))
+        targets = _targets(settings, directory, undefended, workers.devices)
+        columns = evaluate(settings, directory, targets, dataset, workers)
+    if workers.is_chief:
+        figures = []
+        if settings.pni != "none":
+            figures.append(_save(_alphas(directory), directory.path / "alphas.png"))
+        if settings.evaluate:
+            figures += _pictures(settings, directory, columns, targets, dataset)
+            _write(settings, directory, columns, figures)
+            shutil.rmtree(directory.batches, ignore_errors=True)
+            print("\n" + report.format_table(columns))
+            print("\n" + report.describe(columns))
+        directory.finished.touch()
+        print("\n" + _inventory(directory))
+    workers.barrier()
 
 
 def evaluate(
-    settings: SimpleNamespace, targets: dict[str, Target], dataset: Dataset
+    settings: SimpleNamespace,
+    directory: RunDirectory,
+    targets: dict[str, Target],
+    dataset: Dataset,
+    workers: Workers,
 ) -> report.Columns:
     """Returns the standard table of some targets on the test images."""
     scenarios = standard_scenarios(
@@ -50,28 +64,37 @@ def evaluate(
         step_size_of={settings.attack_steps: settings.attack_step_size},
     )
     count = settings.eval_examples
+    models = [
+        directory.model,
+        directory.best_model,
+        directory.undefended / "model.keras",
+    ]
+    identity = [files.file_digest(path) for path in models if path.exists()]
     return evaluate_columns(
         targets,
         dataset.test.images_float()[:count],
         dataset.test.labels[:count],
         scenarios,
         draws=settings.eval_draws,
+        store=lambda name: ResultStore(directory.batches / slug(name), identity),
         seed=settings.seed,
+        workers=workers,
     )
 
 
-def _targets(settings, directory, undefended, target):
+def _targets(settings, directory, undefended, devices):
+    target = load_target(directory.model, devices=devices)
     kind = "adversarial training" if settings.adversarial else "no defence"
     if target.noise_free is None:
         targets = {kind: target}
     else:
         targets = {"with PNI": target, "without PNI": target.noise_free}
     if directory.best_model.exists():
-        best = load_target(directory.best_model)
+        best = load_target(directory.best_model, devices=devices)
         name = "with PNI" if best.noise_free is not None else kind
         targets[f"{name}, best epoch"] = best
     if undefended is not None:
-        targets["no defence"] = load_target(undefended.model)
+        targets["no defence"] = load_target(undefended.model, devices=devices)
     return targets
 
 
@@ -120,7 +143,7 @@ def _write(settings, directory, columns, figures):
         training_seed=settings.seed,
     )
     pictures = "\n\n".join(f"![{f.stem}]({f.name})" for f in figures)
-    report.write_text(
+    files.write_text(
         directory.report,
         f"# {directory.path.name}\n\n"
         f"{settings.model} on {settings.dataset}, trained with `--flagfile=flags.cfg`; "

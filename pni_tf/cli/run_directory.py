@@ -1,8 +1,12 @@
 """The folder of one run: where things lie, and whether it may be written to."""
 
+import contextlib
+import fcntl
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
+from pni_tf import files
 from pni_tf.cli import train_flags
 
 
@@ -25,14 +29,21 @@ class RunDirectory:
         self.evaluation = self.path / "evaluation.json"
         self.per_example = self.path / "per_example.csv"
         self.report = self.path / "report.md"
+        # Of the evaluation while it runs.
+        self.batches = self.path / "unfinished_evaluation"
+        self.undefended = self.path / "undefended"
         # Written last.
         self.finished = self.path / "finished"
 
-    def open(self) -> None:
+    def open(self, *, write: bool = True) -> None:
         """Creates the folder, or checks that it belongs to the same command.
 
+        Args:
+            write: Whether this process writes it; False for all workers but the chief.
+
         Raises:
-            ValueError: If the folder holds something else, or a run with other flags.
+            ValueError: If the folder holds something else, a run with other flags, or
+                another process writes it.
             OSError: If it cannot be written.
         """
         if self.path.exists() and not self.path.is_dir():
@@ -46,18 +57,38 @@ class RunDirectory:
                     "another --run_dir, or the same settings:\n  "
                     + "\n  ".join(different)
                 )
-        elif self.path.exists() and any(self.path.iterdir()):
+        elif write and self.path.exists() and any(self.path.iterdir()):
             raise ValueError(
                 f"--run_dir={self.path} is not empty and holds no run of this program "
                 "(no flags.cfg). Use another folder"
             )
-        if self.finished.exists():
+        if self.finished.exists() or not write:
             return  # and leave everything as it is
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            # Written aside and moved, so that an interruption leaves no half of it.
-            scratch = self.path / "flags.unfinished"
-            scratch.write_text(train_flags.serialized(), encoding="utf-8")
-            os.replace(scratch, self.flags)
         except OSError as error:
             raise OSError(f"cannot write to --run_dir={self.path}: {error}") from error
+        self._lock()
+        files.write_text(self.flags, train_flags.serialized())
+
+    def _lock(self):
+        """Claims the folder for as long as this process lives, even if it is killed."""
+        self._claim = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(self._claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(
+                f"--run_dir={self.path} is in use by another process: wait for its "
+                "end, or use another folder"
+            ) from error
+        except OSError:
+            pass  # a file system without locks
+
+    @contextlib.contextmanager
+    def log_of(self, worker: int) -> Iterator[None]:
+        """Sends the output of a worker that is not the chief to a file of its own."""
+        folder = self.path / "workers"
+        folder.mkdir(exist_ok=True)
+        path = folder / f"{worker}.log"
+        with path.open("a", buffering=1) as log, contextlib.redirect_stdout(log):
+            yield

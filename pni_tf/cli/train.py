@@ -7,6 +7,7 @@ from absl import flags
 
 from pni_tf.cli import app, train_flags
 from pni_tf.cli.run_directory import RunDirectory
+from pni_tf.cluster import find_cluster
 
 USAGE = """\
 Trains a network with parametric noise injection, evaluates it under attack and exports
@@ -27,30 +28,50 @@ def main() -> None:
     if settings.run_dir is None:
         name = f"{settings.dataset}_{settings.model}_{settings.pni}"
         flags.FLAGS.run_dir = settings.run_dir = f"runs/{name}"
+    cluster = find_cluster() if settings.strategy == "multi_worker" else None
     directory = RunDirectory(settings.run_dir)
-    directory.open()
+    directory.open(write=cluster is None or cluster.is_chief)
     if directory.finished.exists():
         what = directory.report if directory.report.exists() else directory.model
         print(f"{directory.path} is finished: see {what}")
         return
-    app.import_tensorflow()
+    # Workers must find each other before TensorFlow computes anything.
+    app.import_tensorflow(settings.cpu_devices, start=cluster is None)
     import keras
     import tensorflow as tf
 
-    from pni_tf.cli import finish, training
+    from pni_tf import distribution
 
     keras.utils.set_random_seed(settings.seed)
     if settings.deterministic:
         tf.config.experimental.enable_op_determinism()
+    workers = distribution.connect(
+        settings.strategy,
+        cluster=cluster,
+        agree_on=train_flags.settled(),
+        timeout=settings.cluster_timeout,
+        tpu=settings.tpu,
+    )
+    if workers.is_chief:
+        _train(settings, directory, workers)
+    else:
+        with directory.log_of(workers.index):
+            _train(settings, directory, workers)
+
+
+def _train(settings, directory, workers):
+    from pni_tf.cli import finish, training
+
     dataset = training.load(settings)
-    strategy = training.strategy(settings)
-    training.train(settings, directory, dataset, strategy)
+    training.check_batches(settings, dataset, workers.replicas)
+    training.train(settings, directory, dataset, workers)
     undefended = None
     if settings.compare_undefended:
-        undefended = RunDirectory(directory.path / "undefended")
-        undefended.path.mkdir(exist_ok=True)
-        training.train(_undefended(settings), undefended, dataset, strategy)
-    finish.finish(settings, directory, undefended, dataset)
+        undefended = RunDirectory(directory.undefended)
+        if workers.is_chief:
+            undefended.path.mkdir(exist_ok=True)
+        training.train(_undefended(settings), undefended, dataset, workers)
+    finish.finish(settings, directory, undefended, dataset, workers)
 
 
 def _undefended(settings: SimpleNamespace) -> SimpleNamespace:
@@ -83,8 +104,11 @@ def _check(settings: SimpleNamespace) -> None:
         )
     if settings.adversarial and not settings.clean_weight + settings.adversarial_weight:
         raise ValueError("--clean_weight and --adversarial_weight must not both be 0")
-    if settings.strategy == "mirrored" and settings.jit == "on":
-        raise ValueError("--jit=on does not work with --strategy=mirrored in Keras 3")
+    if settings.strategy != "none" and settings.jit == "on":
+        raise ValueError(
+            f"--jit=on does not work with --strategy={settings.strategy} in Keras 3"
+        )
+    app.check_strategy(settings)
     undefended = settings.pni == "none" and not settings.adversarial
     if settings.compare_undefended and undefended:
         raise ValueError("--compare_undefended would train the same network twice")

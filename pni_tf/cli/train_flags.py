@@ -18,7 +18,19 @@ RUN = "Run directory, evaluation and export"
 GROUPS = (DATA, MODEL, ADVERSARIAL, OPTIMISATION, MACHINE, RUN)
 
 # Where things lie does not change what a run computes.
-_FREE = ("run_dir", "data_dir", "download")
+# Replicas may come and go: the batches stay the same.
+_FREE = (
+    "run_dir",
+    "data_dir",
+    "download",
+    "strategy",
+    "cluster_timeout",
+    "cpu_devices",
+    "tpu",
+    "checkpoint_steps",
+    "checkpoint_minutes",
+    "keep_checkpoints",
+)
 
 
 class _NumberParser(flags.FloatParser):
@@ -53,6 +65,7 @@ def define() -> None:
     _optimisation()
     _machine()
     _run()
+    _checkpoints()
 
 
 def settings() -> SimpleNamespace:
@@ -68,6 +81,12 @@ def serialized() -> str:
         found = flags.FLAGS.flags_by_module_dict()[group]
         lines += [flag.serialize() for flag in found if flag.value is not None]
     return "\n".join(lines) + "\n"
+
+
+def settled() -> str:
+    """Returns the flags that decide what a run computes, as a flagfile."""
+    lines = serialized().splitlines()
+    return "\n".join(line for line in lines if _name(line) not in _FREE)
 
 
 def differences(flagfile: str) -> list[str]:
@@ -263,8 +282,16 @@ def _optimisation():
     _define_number(
         "learning_rate",
         0.1,
-        "Initial learning rate.",
+        "Initial learning rate; never scaled unless --base_batch_size is given.",
         group=OPTIMISATION,
+    )
+    flags.DEFINE_integer(
+        "base_batch_size",
+        None,
+        "The batch size that --learning_rate is for: the rate is multiplied by "
+        "batch_size / base_batch_size (linear scaling, arXiv:1706.02677).",
+        lower_bound=1,
+        module_name=OPTIMISATION,
     )
     _define_number(
         "momentum",
@@ -305,12 +332,16 @@ def _optimisation():
 
 
 def _machine():
-    flags.DEFINE_enum(
-        "strategy",
-        "none",
-        ["none", "mirrored"],
-        "One device, or all GPUs of this machine.",
+    app.define_strategy_flags(MACHINE, ["none", "mirrored", "multi_worker", "tpu"])
+    flags.DEFINE_bool(
+        "sync_batch_norm",
+        True,
+        "With several replicas, normalise by the statistics of the global batch, so "
+        "that they do what one device does; else each by its own part.",
         module_name=MACHINE,
+    )
+    flags.DEFINE_string(
+        "tpu", "local", "Name of the TPU; local on a TPU VM.", module_name=MACHINE
     )
     flags.DEFINE_enum(
         "mixed_precision",
@@ -339,6 +370,29 @@ def _machine():
         False,
         "Bit-identical results for one seed on one kind of machine; slower.",
         module_name=MACHINE,
+    )
+
+
+def _checkpoints():
+    flags.DEFINE_integer(
+        "checkpoint_steps",
+        None,
+        "Steps between checkpoints within an epoch; there is one after each epoch.",
+        lower_bound=1,
+        module_name=RUN,
+    )
+    _define_number(
+        "checkpoint_minutes",
+        10.0,
+        "Minutes between checkpoints within an epoch; 0 for none.",
+        group=RUN,
+    )
+    flags.DEFINE_integer(
+        "keep_checkpoints",
+        2,
+        "Number of newest checkpoints to keep.",
+        lower_bound=1,
+        module_name=RUN,
     )
 
 

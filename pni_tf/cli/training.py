@@ -1,6 +1,6 @@
 """From the flags of `bin/train` to a trained network in its run directory."""
 
-import contextlib
+import signal
 import sys
 from types import SimpleNamespace
 
@@ -9,10 +9,12 @@ import tensorflow as tf
 
 from pni_tf.attacks import PGD
 from pni_tf.batches import evaluation_batches, steps_per_epoch, training_batches
-from pni_tf.callbacks import AdversarialImages, AlphaLogger, Checkpoint, HistoryFile
+from pni_tf.callbacks import AdversarialImages, AlphaLogger, HistoryFile
+from pni_tf.checkpoints import Checkpoint
 from pni_tf.cli.run_directory import RunDirectory
-from pni_tf.conversion import inject_pni
+from pni_tf.conversion import inject_pni, noise_wrappers
 from pni_tf.data import Dataset, load_dataset
+from pni_tf.distribution import Workers
 from pni_tf.models import build_model
 from pni_tf.training import PNIAdversarialModel
 
@@ -30,81 +32,115 @@ def load(settings: SimpleNamespace) -> Dataset:
     )
 
 
-def strategy(settings: SimpleNamespace) -> tf.distribute.Strategy | None:
-    """Returns the distribution strategy; a process must make it only once.
-
-    Raises:
-        ValueError: If the batches cannot be shared out evenly.
-    """
-    if settings.strategy == "none":
-        return None
-    devices = tf.config.list_logical_devices("GPU")
-    devices = devices or tf.config.list_logical_devices("CPU")
-    if settings.batch_size % len(devices):  # Keras fails on an uneven first batch
-        raise ValueError(
-            f"--batch_size must be a multiple of the {len(devices)} devices of "
-            f"--strategy=mirrored. Received: --batch_size={settings.batch_size}"
-        )
-    return tf.distribute.MirroredStrategy([device.name for device in devices])
-
-
 def train(
     settings: SimpleNamespace,
     directory: RunDirectory,
     dataset: Dataset,
-    strategy: tf.distribute.Strategy | None,
+    workers: Workers,
 ) -> None:
     """Trains a network, from its last checkpoint where there is one.
 
-    Leaves `model.keras` (the last epoch) and, with a validation split, `best.keras`.
+    All workers take part, and the chief writes. Leaves `model.keras` (the last epoch)
+    and, with a validation split, `best.keras`.
 
     Raises:
         RuntimeError: If the loss is not finite.
+        WorkerLost: If another worker died.
     """
     if directory.model.exists():
         return
-    with strategy.scope() if strategy else contextlib.nullcontext():
-        trainer = compiled_trainer(settings, dataset)
-    checkpoint = Checkpoint(directory.checkpoints)
-    first_epoch = checkpoint.restore(trainer)
-    print(_headline(settings, directory, dataset, trainer.model, first_epoch))
-    if first_epoch < settings.epochs:
-        batches = training_batches(
-            dataset.train,
-            batch_size=settings.batch_size,
-            seed=settings.seed,
-            first_epoch=first_epoch,
-            augment=dataset.info.augment,
-        )
-        validation = None
-        if dataset.validation is not None:
-            validation = evaluation_batches(
-                dataset.validation, batch_size=settings.batch_size
+    with workers.scope():
+        trainer = compiled_trainer(settings, dataset, workers)
+    history = HistoryFile(directory.history)
+    checkpoint = Checkpoint(
+        directory.checkpoints,
+        steps=settings.checkpoint_steps,
+        minutes=settings.checkpoint_minutes or None,
+        keep=settings.keep_checkpoints,
+        history=history,
+        workers=workers,
+    )
+    start = checkpoint.restore(trainer)
+    print(_headline(settings, directory, dataset, trainer.model, workers, start))
+    if start.epoch < settings.epochs:
+        _fit(settings, directory, dataset, workers, trainer, checkpoint, start)
+    workers.check_agreement(_states(trainer))
+    if workers.is_chief:
+        trainer.save(directory.model)
+    workers.barrier()  # the others will look for the file
+
+
+def _fit(settings, directory, dataset, workers, trainer, checkpoint, start):
+    def batches(position):
+        return workers.distribute(
+            training_batches(
+                dataset.train,
+                batch_size=settings.batch_size,
+                seed=settings.seed,
+                first_epoch=position.epoch,
+                first_step=position.step,
+                augment=dataset.info.augment,
             )
-        try:
-            trainer.fit(
+        )
+
+    validation = {}
+    if dataset.validation is not None:
+        held_out = evaluation_batches(
+            dataset.validation, batch_size=settings.batch_size
+        ).repeat()
+        validation = {
+            "validation_data": workers.distribute(held_out),
+            "validation_steps": steps_per_epoch(
+                dataset.validation, settings.batch_size
+            ),
+        }
+    callbacks = _callbacks(
+        settings, directory, dataset, workers, checkpoint.history, start
+    )
+    try:
+        with (
+            checkpoint.stopping_on(signal.SIGTERM, signal.SIGINT),
+            workers.losing_workers(),
+        ):
+            checkpoint.fit(
+                trainer,
                 batches,
                 epochs=settings.epochs,
-                initial_epoch=first_epoch,
                 steps_per_epoch=steps_per_epoch(dataset.train, settings.batch_size),
-                shuffle=False,  # the stream is shuffled already
-                validation_data=validation,
-                callbacks=_callbacks(settings, directory, dataset, checkpoint),
+                **validation,
+                callbacks=callbacks,
                 verbose=1 if sys.stdout.isatty() else 2,
             )
-        except RuntimeError as error:
-            if "NaN or Inf loss" not in str(error):
-                raise
-            raise _diverged(str(error), directory) from error
-        if checkpoint.epochs() < settings.epochs:  # which saves finite weights only
-            raise _diverged("NaN or Inf weights after the last step.", directory)
-    scratch = directory.path / "unfinished.keras"
-    trainer.save(scratch)
-    scratch.replace(directory.model)
+    except RuntimeError as error:
+        if "NaN or Inf loss" not in str(error):
+            raise
+        raise _diverged(str(error), directory) from error
+    workers.barrier()  # the others read what the chief has written
+    if checkpoint.position().epoch < settings.epochs:  # it saves finite weights only
+        raise _diverged("NaN or Inf weights after the last step.", directory)
+
+
+def check_batches(settings: SimpleNamespace, dataset: Dataset, replicas: int) -> None:
+    """Raises a ValueError if a batch holds fewer images than there are replicas."""
+    sizes = {"--batch_size": settings.batch_size}
+    for name, split in (
+        ("training", dataset.train),
+        ("validation", dataset.validation),
+    ):
+        if split is not None:
+            last = len(split) % settings.batch_size or settings.batch_size
+            sizes[f"the last batch of the {len(split)} {name} images"] = last
+    for name, size in sizes.items():
+        if size < replicas:
+            raise ValueError(
+                f"each of the {replicas} replicas needs an image of every batch, and "
+                f"{name} is {size}: choose another --batch_size, --train_examples or "
+                "--validation_split"
+            )
 
 
 def compiled_trainer(
-    settings: SimpleNamespace, dataset: Dataset
+    settings: SimpleNamespace, dataset: Dataset, workers: Workers
 ) -> PNIAdversarialModel:
     """Builds the network, its noise, its attack and its optimizer."""
     if settings.mixed_precision != "none":
@@ -118,8 +154,7 @@ def compiled_trainer(
         mean=info.mean,
         std=info.std,
         weight_decay=settings.weight_decay,
-        # Else each replica would normalise by its own share of the batch.
-        synchronized=settings.strategy != "none",
+        synchronized=settings.sync_batch_norm and workers.replicas > 1,
         seed=settings.seed,
     )
     network = inject_pni(
@@ -169,8 +204,15 @@ def _diverged(reason, directory):
     )
 
 
+def learning_rate(settings: SimpleNamespace) -> float:
+    """Returns the initial learning rate, scaled if the flags ask for it."""
+    if settings.base_batch_size is None:
+        return settings.learning_rate
+    return settings.learning_rate * settings.batch_size / settings.base_batch_size
+
+
 def _optimizer(settings, steps):
-    rate = settings.learning_rate
+    initial = rate = learning_rate(settings)
     schedules = keras.optimizers.schedules
     if settings.schedule == "piecewise":
         boundaries = [epoch * steps for epoch in settings.drop_epochs]
@@ -178,7 +220,7 @@ def _optimizer(settings, steps):
         rate = schedules.PiecewiseConstantDecay(
             # The rate holds up to and including the step of the boundary.
             [boundary - 1 for boundary in boundaries],
-            [settings.learning_rate * factor for factor in factors],
+            [initial * factor for factor in factors],
         )
     elif settings.schedule == "cosine":
         rate = schedules.CosineDecay(rate, settings.epochs * steps)
@@ -189,14 +231,22 @@ def _optimizer(settings, steps):
     )
 
 
-def _callbacks(settings, directory, dataset, checkpoint):
-    history = HistoryFile(directory.history)
+def _states(trainer):
+    """Returns all variables that the workers must agree on."""
+    generators = [w.seed_generator for w in noise_wrappers(trainer.model)]
+    states = [g.state for g in (*generators, trainer.seed_generator)]
+    return [*trainer.weights, *trainer.optimizer.variables, *states]
+
+
+def _callbacks(settings, directory, dataset, workers, history, start):
     found = [
         # First, to keep the entries of AlphaLogger off the screen.
         keras.callbacks.ProgbarLogger(),
         keras.callbacks.TerminateOnNaN(raise_error=True),
         AlphaLogger(),
     ]
+    if not workers.is_chief:
+        return found
     if settings.tensorboard:
         found.append(
             keras.callbacks.TensorBoard(directory.tensorboard, write_graph=False)
@@ -214,11 +264,10 @@ def _callbacks(settings, directory, dataset, checkpoint):
         kind = "adversarial" if settings.adversarial else "clean"
         monitor = f"val_{kind}_accuracy"
         # Rows of epochs that will be trained again do not count.
-        finished = checkpoint.epochs()
         earlier = [
             float(row[monitor])
             for row in history.read()
-            if int(row["epoch"]) <= finished
+            if int(row["epoch"]) <= start.epoch
         ]
         found.append(
             keras.callbacks.ModelCheckpoint(
@@ -229,16 +278,24 @@ def _callbacks(settings, directory, dataset, checkpoint):
                 initial_value_threshold=max(earlier, default=None),
             )
         )
-    return [*found, history, checkpoint]
+    return [*found, history]
 
 
-def _headline(settings, directory, dataset, network, first_epoch):
+def _headline(settings, directory, dataset, network, workers, position):
     trainable = sum(int(tf.size(v)) for v in network.trainable_variables)
     kind = "adversarial" if settings.adversarial else "plain"
     noise = "no noise" if settings.pni == "none" else f"PNI-{settings.pni.upper()}"
-    start = f"from epoch {first_epoch + 1}" if first_epoch else "from the start"
+    start = "from the start"
+    if any(position):
+        start = f"from epoch {position.epoch + 1}"
+        start += f", step {position.step + 1}" if position.step else ""
+    where = ""
+    if workers.replicas > 1:
+        where = f", {workers.replicas} replicas on {workers.count} worker(s)"
+    if settings.base_batch_size is not None:
+        where += f", learning rate {learning_rate(settings):.6g}"
     return (
         f"\n{directory.path}: {kind} training of {settings.model} ({trainable:,} "
         f"trainable parameters, {noise}) on {len(dataset.train):,} images of "
-        f"{settings.dataset}, {settings.epochs} epochs, {start}"
+        f"{settings.dataset}, {settings.epochs} epochs{where}, {start}"
     )

@@ -4,10 +4,10 @@ import csv
 import json
 import os
 from collections.abc import Iterable
-from pathlib import Path
 
 import numpy as np
 
+from pni_tf import files
 from pni_tf.evaluation.results import Result
 
 # A table: from the name of a column (a network) to its results, one for each row.
@@ -135,7 +135,7 @@ def write_json(path: str | os.PathLike, columns: Columns, **details) -> None:
             for name, results in columns.items()
         },
     }
-    write_text(path, json.dumps(content, indent=2) + "\n")
+    files.write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def write_csv(path: str | os.PathLike, columns: Columns) -> None:
@@ -146,21 +146,12 @@ def write_csv(path: str | os.PathLike, columns: Columns) -> None:
     claim (1 or 0), the norms of the perturbation, queries, gradient evaluations and the
     class that a targeted attack aimed at.
     """
-    scratch = Path(path).with_suffix(".unfinished")
-    with scratch.open("w", newline="") as file:
+    with files.replacing(path) as scratch, scratch.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(_CSV_COLUMNS)
         for network, results in columns.items():
             for result in results:
                 writer.writerows(_per_example(network, result))
-    os.replace(scratch, path)
-
-
-def write_text(path: str | os.PathLike, text: str) -> None:
-    """Writes a text file in one step, so that no reader finds half of it."""
-    scratch = Path(path).with_suffix(".unfinished")
-    scratch.write_text(text, encoding="utf-8")
-    os.replace(scratch, path)
 
 
 def accuracies(columns: Columns) -> dict[str, dict[str, tuple[float, float]]]:

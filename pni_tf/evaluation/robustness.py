@@ -1,8 +1,11 @@
 """Robust accuracy: adversarial examples are found on some draws, scored on others."""
 
+import concurrent.futures
 import dataclasses
+import functools
 import hashlib
 import json
+import queue
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -15,6 +18,7 @@ from pni_tf.attacks import (
     gradient_warnings,
 )
 from pni_tf.attacks.base import check_number, fold_in
+from pni_tf.distribution import Workers
 from pni_tf.evaluation.results import Result, Scenario
 from pni_tf.evaluation.store import ResultStore
 from pni_tf.export import Target
@@ -32,13 +36,16 @@ def evaluate_robustness(
     seed: int = 0,
     store: ResultStore | None = None,
     progress: Callable[[Iterator, str], Iterator] | None = None,
+    workers: Workers | None = None,
 ) -> list[Result]:
     """Attacks a target and scores the adversarial images on fresh draws.
 
     Each adversarial image is found once, on draws of its own, and then classified by
     `draws` further forward passes; and by five times as many others, from which `union`
     learns which attack is the worst for the image. A deterministic target is scored
-    once. A row depends on its own settings and the seed, not on the other rows.
+    once. A row depends on its own settings and the seed, not on the other rows, nor on
+    the number of devices: batches are shared out whole over the `replicas` of the
+    target and over the workers.
 
     Args:
         target: What `load_target` returns.
@@ -52,13 +59,15 @@ def evaluate_robustness(
             those of an earlier evaluation with the same settings.
         progress: Wraps the iterator over batches, as
             `lambda batches, name: tqdm(batches, desc=name)` does.
+        workers: Processes that share the work; all of them call this function, with a
+            store in a folder that they share, and all get all results.
 
     Returns:
         One result for each scenario.
 
     Raises:
-        ValueError: If the images or labels are not what the target takes, or `draws`
-            or `batch_size` is not positive.
+        ValueError: If the images or labels are not what the target takes, `draws` or
+            `batch_size` is not positive, or several workers have no store.
 
     Example:
 
@@ -69,6 +78,9 @@ def evaluate_robustness(
     """
     check_number("draws", draws, minimum=1, integer=True)
     check_number("batch_size", batch_size, minimum=1, integer=True)
+    workers = workers or Workers()
+    if workers.count > 1 and store is None:
+        raise ValueError("Several workers need a `store` in a folder that they share")
     images = validate_images(images, image_shape=target.image_shape)
     labels = validate_labels(labels, target.num_classes, num_examples=len(images))
     common = {
@@ -105,7 +117,9 @@ def evaluate_robustness(
         if twin is not None and not target.stochastic:  # expectation changes nothing
             results.append(dataclasses.replace(twin, **fields))
             continue
-        arrays = _arrays(target, images, labels, scenario, common, store, progress)
+        arrays = _arrays(
+            target, images, labels, scenario, common, store, progress, workers
+        )
         if store is not None:
             arrays.pop("images", None)
         results.append(Result(**fields, **arrays))
@@ -116,7 +130,7 @@ def _same_attack(a, b):
     return (a.attack, a.target_rule) == (b.attack, b.target_rule)
 
 
-def _arrays(target, images, labels, scenario, common, store, progress):
+def _arrays(target, images, labels, scenario, common, store, progress, workers):
     """Returns the arrays of a `Result`, from the store where it has them."""
     settings = {
         **common,
@@ -128,44 +142,103 @@ def _arrays(target, images, labels, scenario, common, store, progress):
     arrays = store.read(scenario.name, stamp) if store else None
     if arrays is not None:
         return {name: value for name, value in arrays.items() if name != "labels"}
-    attack_and_score = None
-    starts = range(0, len(images), common["batch_size"])
-    parts = []
-    for start in progress(starts, scenario.name) if progress else starts:
+
+    def attack(start, copy, attack_and_score):
+        """Returns the arrays of a batch; `copy` of the target computes them."""
         part = store.read_batch(scenario.name, start, stamp) if store else None
-        if part is None:
-            if attack_and_score is None:  # traced only if there is something to do
-                attack_and_score = _compiled(target, scenario)
-            batch = slice(start, start + common["batch_size"])
-            noise, source_noise = _seeds(settings, start)[:2]
-            # The attack's own seed is the same in all rows, so that on a deterministic
-            # target more restarts contain the fewer.
-            seeds = _seeds([common, scenario.target_rule], start)[2:]
-            # The source first: it may share its generators with the target. And with
-            # another seed: two networks of one architecture would draw the same noise.
-            for network, seed in (
-                (getattr(scenario.attack, "source", None), source_noise),
-                (target, noise),
-            ):
-                if getattr(network, "reseed", None) is not None:
-                    network.reseed(seed)
-            part = attack_and_score(
-                tf.constant(images[batch]),
-                tf.constant(labels[batch]),
-                tf.constant(seeds, tf.int64),
-                tf.constant(common["draws"]),
+        if part is not None:
+            return part
+        batch = slice(start, start + common["batch_size"])
+        noise, source_noise = _seeds(settings, start)[:2]
+        # The attack's own seed is the same in all rows, so that on a deterministic
+        # target more restarts contain the fewer.
+        seeds = _seeds([common, scenario.target_rule], start)[2:]
+        # The source first: it may share its generators with the target. And with
+        # another seed: two networks of one architecture would draw the same noise.
+        for network, seed in (
+            (getattr(scenario.attack, "source", None), source_noise),
+            (copy, noise),
+        ):
+            if getattr(network, "reseed", None) is not None:
+                network.reseed(seed)
+        part = attack_and_score()(
+            tf.constant(images[batch]),
+            tf.constant(labels[batch]),
+            tf.constant(seeds, tf.int64),
+            tf.constant(common["draws"]),
+        )
+        part = {name: value.numpy() for name, value in part.items()}
+        if store:
+            store.write_batch(scenario.name, start, stamp, part)
+        return part
+
+    starts = range(0, len(images), common["batch_size"])
+    own = starts[workers.index :: workers.count]
+    copies = [target]
+    if getattr(scenario.attack, "source", None) is None:  # of which there is but one
+        copies += target.replicas
+    results = _on_copies(attack, own, copies, scenario)
+    parts = list(progress(results, scenario.name) if progress else results)
+    if workers.count > 1:
+        workers.barrier()
+        parts = [store.read_batch(scenario.name, start, stamp) for start in starts]
+        workers.barrier()  # the chief removes them when all have them
+        if None in parts:
+            raise ValueError(
+                f"A batch of another worker is not in {store.directory}: it must lie "
+                "on a file system that all workers share"
             )
-            part = {name: value.numpy() for name, value in part.items()}
-            if store:
-                store.write_batch(scenario.name, start, stamp, part)
-        parts.append(part)
     arrays = {
         name: np.concatenate([part[name] for part in parts], axis=_AXES.get(name, 0))
         for name in parts[0]
     }
-    if store:
+    if store and workers.is_chief:
         store.write(scenario.name, stamp, {"labels": labels, **arrays})
     return arrays
+
+
+class _Results:
+    """Results of batches, in their order; with a length, for progress bars."""
+
+    def __init__(self, results, length):
+        self._results, self._length = results, length
+
+    def __iter__(self):
+        return iter(self._results)
+
+    def __len__(self):
+        return self._length
+
+
+def _on_copies(attack, starts, copies, scenario):
+    """Yields the results of all batches; each copy of the target works on its own."""
+
+    def traced_once(copy):  # and only if there is something to do
+        return functools.cache(lambda: _compiled(copy, scenario))
+
+    idle = queue.SimpleQueue()
+    for copy in copies:
+        idle.put((copy, traced_once(copy)))
+
+    def work(start):
+        copy, attack_and_score = idle.get()
+        try:
+            with tf.device(copy.device):
+                return attack(start, copy, attack_and_score)
+        finally:
+            idle.put((copy, attack_and_score))
+
+    def results():
+        if len(copies) == 1:
+            yield from map(work, starts)
+            return
+        with concurrent.futures.ThreadPoolExecutor(len(copies)) as pool:
+            try:
+                yield from pool.map(work, starts)
+            finally:  # after an interruption, not all the batches that are waiting
+                pool.shutdown(cancel_futures=True)
+
+    return _Results(results(), len(starts))
 
 
 _AXES = {"predictions": 1, "selection": 1}  # of the images; 0 for other arrays

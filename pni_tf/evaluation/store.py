@@ -1,6 +1,5 @@
 """Finished batches and results in files, so that an evaluation can go on later."""
 
-import hashlib
 import json
 import os
 import re
@@ -8,6 +7,8 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+
+from pni_tf import files
 
 
 class ResultStore:
@@ -19,9 +20,9 @@ class ResultStore:
 
     Args:
         directory: Where the files lie; made when the first one is written.
-        identity: What identifies the model, such as `file_digest` of its file; a name
-            would not do, since a model may be trained further under the same name.
-            Anything that JSON can hold.
+        identity: What identifies the model, such as `pni_tf.files.file_digest` of its
+            file; a name would not do, since a model may be trained further under the
+            same name. Anything that JSON can hold.
 
     Example:
 
@@ -59,11 +60,9 @@ class ResultStore:
 
     def _write(self, path, settings, arrays):
         path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = path.with_suffix(".unfinished")
-        with scratch.open("wb") as file:
+        with files.replacing(path) as scratch:
             # Last, so that an archive that lost arrays at its end has lost this too.
-            np.savez_compressed(file, **arrays, settings=self._stamp(settings))
-        os.replace(scratch, path)
+            np.savez_compressed(scratch, **arrays, settings=self._stamp(settings))
 
     def _read(self, path, settings):
         try:
@@ -77,16 +76,6 @@ class ResultStore:
     def _stamp(self, settings):
         content = {**settings, "identity": self.identity}
         return json.dumps(content, sort_keys=True)
-
-
-def file_digest(path: str | os.PathLike) -> str:
-    """Returns the SHA-256 digest of a file, or of all files of a directory."""
-    path, digest = Path(path), hashlib.sha256()
-    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-        if file.is_file():
-            digest.update(str(file.relative_to(path)).encode())
-            digest.update(file.read_bytes())
-    return digest.hexdigest()
 
 
 def slug(name: str) -> str:

@@ -1,0 +1,336 @@
+"""Training on several devices and machines.
+
+What N replicas do is what one device does, where that can be:
+
+- the global batch stays what it is; each replica takes an equal part of it;
+- noise on weights is the same draw on every replica, because their generators agree;
+- noise on activations and inputs and the random start of attacks differ by replica,
+  and the standard deviation of activation noise is that of the replica's own part;
+- batch normalisation with `synchronized=True` takes the statistics of the global batch;
+  without it each replica normalises by its own part, and the moving statistics are the
+  mean over the replicas;
+- losses and gradients are those of the global batch, also where it does not divide
+  evenly; Keras alone would give each replica the same weight.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import os
+import sys
+import threading
+from collections.abc import Iterator
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from pni_tf.cluster import Cluster, WorkerLost, rendezvous
+
+STRATEGIES = ("none", "mirrored", "multi_worker", "tpu")
+
+
+@dataclasses.dataclass(frozen=True)
+class Workers:
+    """The processes that train together; by default this one alone.
+
+    Attributes:
+        strategy: The distribution strategy, or None on one device.
+        index: Which worker this is.
+        count: Number of workers.
+    """
+
+    strategy: tf.distribute.Strategy | None = None
+    index: int = 0
+    count: int = 1
+
+    @property
+    def is_chief(self) -> bool:
+        """Whether this worker writes files."""
+        return self.index == 0
+
+    @property
+    def replicas(self) -> int:
+        """Number of devices that share a batch, over all workers."""
+        return self.strategy.num_replicas_in_sync if self.strategy else 1
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """Devices of this worker."""
+        if self.strategy is None:
+            return ()
+        return tuple(self.strategy.extended.worker_devices)
+
+    def scope(self) -> contextlib.AbstractContextManager:
+        """Returns the context in which models are made."""
+        return self.strategy.scope() if self.strategy else contextlib.nullcontext()
+
+    def gather(self, values: list[int]) -> np.ndarray:
+        """Returns what each worker gave, int64 `[count, len(values)]`.
+
+        All workers must call it, with equally many values; it waits for the last.
+        """
+        own = np.zeros([self.count, len(values)], np.int64)
+        own[self.index] = values
+        if self.count == 1:
+            return own
+        with self.losing_workers():
+            found = _sum_over_workers(self.strategy, tf.constant(own))
+        # Each worker has counted once for each of its devices.
+        return found.numpy() // len(self.devices)
+
+    def barrier(self) -> None:
+        """Waits until all workers have come here."""
+        self.gather([0])
+
+    @contextlib.contextmanager
+    def losing_workers(self) -> Iterator[None]:
+        """Turns TensorFlow's errors about a lost peer into `WorkerLost`."""
+        try:
+            yield
+        except _PEER_ERRORS as error:
+            if self.count == 1:
+                raise
+            raise WorkerLost(
+                f"worker {self.index} lost its peers: one of them died or cannot be "
+                "reached. The same command, on all workers, goes on from the last "
+                "checkpoint"
+            ) from error
+
+    def distribute(self, batches: tf.data.Dataset):
+        """Shares out every batch evenly over the replicas.
+
+        Args:
+            batches: Batches of the global size, the same on every worker. None may hold
+                fewer examples than there are replicas.
+
+        Returns:
+            What `fit` takes under the strategy.
+        """
+        if self.replicas == 1:
+            return batches
+
+        def parts(context):
+            replicas = context.num_replicas_in_sync
+            here = replicas // context.num_input_pipelines
+            first = context.input_pipeline_id * here
+
+            def split(*batch):
+                size = tf.shape(batch[0], tf.int64)[0]
+
+                def part(replica):
+                    start = replica * size // replicas
+                    stop = (replica + 1) * size // replicas
+                    return tuple(values[start:stop] for values in batch)
+
+                return tf.data.Dataset.range(first, first + here).map(part)
+
+            return batches.flat_map(split).prefetch(2 * here)
+
+        return self.strategy.distribute_datasets_from_function(parts)
+
+    def check_agreement(self, variables: list) -> None:
+        """Compares variables over the workers; all workers must call it.
+
+        Raises:
+            RuntimeError: If a variable has not the same bytes on every worker.
+        """
+        sums = [int.from_bytes(_digest(variable)[:7], "big") for variable in variables]
+        differ = (self.gather(sums) != sums).any(axis=0)
+        if differ.any():
+            names = [v.path for v, bad in zip(variables, differ, strict=True) if bad]
+            raise RuntimeError(
+                f"{len(names)} variables differ between workers, such as {names[0]}: "
+                "a layer keeps a state of its own on each replica"
+            )
+
+
+@tf.function(reduce_retracing=True)
+def _sum_over_workers(strategy, own):
+    def add():
+        context = tf.distribute.get_replica_context()
+        # A tensor of the replica: the argument of a function has no device.
+        return context.all_reduce(tf.distribute.ReduceOp.SUM, tf.identity(own))
+
+    return strategy.experimental_local_results(strategy.run(add))[0]
+
+
+_PEER_ERRORS = (
+    tf.errors.UnavailableError,
+    tf.errors.AbortedError,
+    tf.errors.CancelledError,
+    tf.errors.DeadlineExceededError,
+    tf.errors.InternalError,
+    tf.errors.UnknownError,
+)
+
+
+def _digest(variable):
+    return hashlib.sha256(np.ascontiguousarray(variable.numpy()).tobytes()).digest()
+
+
+def connect(
+    strategy: str,
+    *,
+    cluster: Cluster | None = None,
+    agree_on: str = "",
+    timeout: float = 120.0,
+    tpu: str = "local",
+) -> Workers:
+    """Returns the workers of a strategy. Call it once, before TensorFlow computes.
+
+    Args:
+        strategy: `"none"`, one device; `"mirrored"`, all GPUs of this machine, or its
+            logical CPUs where there are several; `"multi_worker"`, all devices of all
+            workers of `cluster`; `"tpu"`.
+        cluster: What `pni_tf.cluster.find_cluster` returns.
+        agree_on: What must be the same for all workers, such as their flags.
+        timeout: Seconds to wait for the other workers.
+        tpu: Name of the TPU, `"local"` on a TPU VM.
+
+    Raises:
+        ValueError: If the machine has not the devices, or workers differ in what they
+            must agree on.
+        WorkerLost: If a worker cannot be reached in time.
+    """
+    if strategy == "none":
+        return Workers()
+    if strategy == "mirrored":
+        return Workers(_mirrored())
+    if strategy == "multi_worker":
+        return _multi_worker(cluster, agree_on, timeout)
+    if strategy == "tpu":
+        return Workers(_tpu(tpu))
+    raise ValueError(
+        f"`strategy` must be one of {STRATEGIES}. Received: strategy={strategy!r}"
+    )
+
+
+def _mirrored():
+    devices = tf.config.list_logical_devices("GPU")
+    if not devices:
+        devices = tf.config.list_logical_devices("CPU")
+        if len(devices) == 1:
+            raise ValueError(
+                "The strategy 'mirrored' needs GPUs, and TensorFlow sees none: use one "
+                "device (`--strategy=none`), or try it on logical CPUs "
+                "(`--cpu_devices=2`)"
+            )
+    return tf.distribute.MirroredStrategy([device.name for device in devices])
+
+
+def _multi_worker(cluster, agree_on, timeout):
+    if len(cluster.addresses) > 1:
+        rendezvous(cluster, agree_on=agree_on, timeout=timeout)
+    # All are there, but ports between them may be closed; TensorFlow waits for hours.
+    guard = threading.Timer(timeout, _give_up, [cluster, timeout])
+    guard.daemon = True
+    guard.start()
+    strategy = tf.distribute.MultiWorkerMirroredStrategy(
+        tf.distribute.cluster_resolver.SimpleClusterResolver(
+            tf.train.ClusterSpec({"worker": list(cluster.addresses)}),
+            task_type="worker",
+            task_id=cluster.index,
+            rpc_layer="grpc",
+        )
+    )
+    workers = Workers(strategy, cluster.index, len(cluster.addresses))
+    workers.barrier()
+    guard.cancel()
+    return workers
+
+
+def _give_up(cluster, timeout):
+    # TensorFlow waits in C++, where no exception reaches it.
+    print(
+        f"error: worker {cluster.index} has no connection to all of "
+        f"{', '.join(cluster.addresses)} after {timeout:g} seconds: open these ports "
+        "between the machines",
+        file=sys.stderr,
+        flush=True,
+    )
+    os._exit(75)
+
+
+def _tpu(name):
+    try:
+        resolver = tf.distribute.cluster_resolver.TPUClusterResolver(name)
+        tf.config.experimental_connect_to_cluster(resolver)
+        tf.tpu.experimental.initialize_tpu_system(resolver)
+        return tf.distribute.TPUStrategy(resolver)
+    except (tf.errors.OpError, ValueError, RuntimeError, OSError) as error:
+        reason = str(error).strip().splitlines() or [repr(error)]
+        raise ValueError(
+            f"No TPU {name!r} can be used: {reason[0][:200]}. TPUs need the package "
+            "tensorflow-tpu, on a TPU VM"
+        ) from error
+
+
+class DistributedModel(keras.Model):
+    """What Keras 3 lacks for `fit` on several workers, and for uneven batches.
+
+    Keras 3.15 fails there in two places (https://github.com/keras-team/keras/issues/20585
+    is the thread about it).
+    """
+
+    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+        # Keras adds up the parts of a batch to learn its shape, which fails for parts
+        # of different sizes, and on several workers. The part of one replica will do.
+        if iterator is not None and self._distribute_strategy is not None:
+            for _, _, batches in iterator:
+                data_batch = tf.nest.map_structure(
+                    lambda values: self._distribute_strategy.experimental_local_results(
+                        values
+                    )[0],
+                    next(batches),
+                )
+                break
+            iterator = None
+        super()._maybe_symbolic_build(iterator, data_batch)
+
+    def get_metrics_result(self):
+        logs = super().get_metrics_result()
+        context = tf.distribute.get_replica_context()
+        if context is None or not _is_multi_worker(context.strategy):
+            return logs
+        # On several workers Keras takes the mean over axis 0, which scalars lack.
+        return tf.nest.map_structure(lambda value: tf.reshape(value, [1]), logs)
+
+
+def _is_multi_worker(strategy):
+    return isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
+
+
+def share_of_batch(count: tf.Tensor) -> tf.Tensor | float:
+    """Returns the factor that makes the mean over replicas that over the batch.
+
+    Args:
+        count: Number of examples of this replica, at least one.
+
+    Returns:
+        The examples of this replica over the mean of all replicas; 1 on one
+        device.
+    """
+    context = tf.distribute.get_replica_context()
+    replicas = context.num_replicas_in_sync
+    if replicas == 1:
+        return 1.0
+    message = (
+        "A replica got no image, because the last batch holds fewer images than there "
+        "are replicas: choose another batch size, or drop the remainder"
+    )
+    with tf.control_dependencies([tf.debugging.assert_positive(count, message)]):
+        count = tf.cast(count, tf.float32)
+    total = context.all_reduce(tf.distribute.ReduceOp.SUM, count)
+    return replicas * count / total
+
+
+def average_over_replicas(variables: list) -> None:
+    """Makes the states equal that each replica has updated by its own part."""
+    context = tf.distribute.get_replica_context()
+    if context.num_replicas_in_sync == 1 or not variables:
+        return
+    values = [tf.convert_to_tensor(variable.value) for variable in variables]
+    means = context.all_reduce(tf.distribute.ReduceOp.MEAN, values)
+    for variable, mean in zip(variables, means, strict=True):
+        variable.assign(mean)

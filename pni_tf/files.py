@@ -1,0 +1,56 @@
+"""Files that are there whole or not at all."""
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike) -> Iterator[Path]:
+    """Yields a path beside `path` to write to, and moves it into place at the end.
+
+    Whatever happens meanwhile (an error, a kill, a full disk, a power cut), `path`
+    holds either what it held before or all of the new content.
+
+    Args:
+        path: The file. Its folder must exist: a run directory that somebody deletes
+            while the run goes on is not made again, without the rest of its files.
+
+    Raises:
+        OSError: If it cannot be written; the message says what to do.
+    """
+    path = Path(path)
+    # The ending stays, because Keras and NumPy go by it.
+    scratch = path.with_name(f"unfinished.{path.name}")
+    try:
+        try:
+            yield scratch
+            with scratch.open("rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(scratch, path)
+        finally:
+            scratch.unlink(missing_ok=True)
+    except OSError as error:
+        raise OSError(
+            f"cannot write {path}: {error.strerror or error}. Nothing that was there "
+            "is lost; make the folder writable or free some space, then give the same "
+            "command again"
+        ) from error
+
+
+def write_text(path: str | os.PathLike, content: str) -> None:
+    """Writes a text file as UTF-8, whole or not at all (see `replacing`)."""
+    with replacing(path) as scratch:
+        scratch.write_text(content, encoding="utf-8")
+
+
+def file_digest(path: str | os.PathLike) -> str:
+    """Returns the SHA-256 digest of a file, or of all files of a directory."""
+    path, digest = Path(path), hashlib.sha256()
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if file.is_file():
+            digest.update(str(file.relative_to(path)).encode())
+            digest.update(file.read_bytes())
+    return digest.hexdigest()
