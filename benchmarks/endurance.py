@@ -31,9 +31,9 @@ TRACES = []
 class CountedPGD(PGD):
     """PGD that counts how often TensorFlow traces it."""
 
-    def run(self, *args, **kwargs):
+    def perturb(self, *args, **kwargs):
         TRACES.append(time.time())
-        return super().run(*args, **kwargs)
+        return super().perturb(*args, **kwargs)
 
 
 class Watch(keras.callbacks.Callback):
