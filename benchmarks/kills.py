@@ -1,0 +1,180 @@
+"""Is a run that was killed the run that was not?
+
+    python benchmarks/kills.py --kills=20
+    python benchmarks/kills.py --kills=20 --workers=2
+
+Trains on digits with `--deterministic` and a checkpoint each 3 steps, without
+interruption. Then again, killed (SIGKILL) at random moments, every second time in the
+moment in which a checkpoint is being written, and started again by the same command
+until it is done. With two workers the victim is drawn, and the survivor must end by
+itself with status 75. Exit status 1 if weights, checkpoint or history differ.
+"""
+
+import argparse
+import csv
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+TRAIN = Path(__file__).parents[1] / "bin" / "train"
+FLAGS = (
+    *("--dataset=digits", "--model=mnist_cnn", "--width=0.1", "--pni=w+a-a"),
+    *("--train_examples=400", "--test_examples=40", "--validation_split=0.2"),
+    *("--validation_draws=2", "--batch_size=20", "--attack_steps=2", "--epsilon=0.1"),
+    *("--learning_rate=0.02", "--drop_epochs=20,30", "--deterministic"),
+    *("--checkpoint_steps=3", "--notensorboard", "--noevaluate", "--noexport"),
+)
+
+
+def start(run_dir, epochs, workers):
+    """Starts all processes of a run."""
+    ports = free_ports(workers)
+    processes = []
+    for index in range(workers):
+        environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1"}
+        extra = []
+        if workers > 1:
+            extra = ["--strategy=multi_worker"]
+            cluster = {"worker": [f"127.0.0.1:{port}" for port in ports]}
+            task = {"type": "worker", "index": index}
+            environment["TF_CONFIG"] = json.dumps({"cluster": cluster, "task": task})
+        log = run_dir.with_suffix(f".{index}.log").open("a")
+        command = [TRAIN, *FLAGS, f"--epochs={epochs}", f"--run_dir={run_dir}", *extra]
+        processes.append(
+            subprocess.Popen(
+                [sys.executable, *command], env=environment, stdout=log, stderr=log
+            )
+        )
+    return processes
+
+
+def free_ports(count):
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [s.getsockname()[1] for s in sockets]
+    for s in sockets:
+        s.close()
+    return ports
+
+
+def finish(processes):
+    """Waits for all; returns their statuses."""
+    return [process.wait(timeout=300) for process in processes]
+
+
+def kill(processes, run_dir, generator, while_writing):
+    """Kills a process at a random moment; returns whether it was still running."""
+    victim = generator.randrange(len(processes))
+    # From the import of TensorFlow to the end of the training.
+    deadline = time.monotonic() + generator.uniform(1, 16)
+    while time.monotonic() < deadline:
+        if processes[victim].poll() is not None:
+            return False
+        time.sleep(0.01)
+    scratch = run_dir / "checkpoints" / "unfinished.newest.weights.h5"
+    while while_writing and processes[victim].poll() is None:
+        if scratch.exists():  # no sleep: it is there for milliseconds
+            break
+    if processes[victim].poll() is not None:
+        return False
+    writing = scratch.exists()
+    processes[victim].send_signal(signal.SIGKILL)
+    statuses = finish(processes)
+    others = [s for i, s in enumerate(statuses) if i != victim]
+    done = [p.name for p in sorted(run_dir.glob("checkpoints/epoch*"))]
+    print(
+        f"killed worker {victim} {'while it wrote' if writing else 'at random'}; "
+        f"others ended with {others}; newest {done[-1][:-28] if done else None}",
+        flush=True,
+    )
+    # A survivor that had not met the victim yet says the same.
+    assert all(status == 75 for status in others), others
+    return True
+
+
+def arrays(path):
+    with h5py.File(path) as file:
+        found = {}
+        file.visititems(
+            lambda name, item: found.update(
+                {name: item[()]} if isinstance(item, h5py.Dataset) else {}
+            )
+        )
+    found.pop("pni_tf", None)  # seconds are among it
+    return found
+
+
+def history(run_dir):
+    with (run_dir / "history.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return [{k: float(v) for k, v in row.items() if k != "seconds"} for row in rows]
+
+
+def compare(expected, found, tolerance):
+    """Returns what differs between two finished runs."""
+    names = [
+        {p.name.rpartition("-")[0]: p for p in run.glob("checkpoints/epoch*")}
+        for run in (expected, found)
+    ]
+    if list(names[0]) != list(names[1]):
+        return [f"checkpoints {list(names[0])} and {list(names[1])}"]
+    newest = max(names[0])
+    ours, theirs = (arrays(files[newest]) for files in names)
+    problems = [k for k in ours if not np.array_equal(ours[k], theirs.get(k))]
+    rows = [history(run) for run in (expected, found)]
+    if [r["epoch"] for r in rows[0]] != [r["epoch"] for r in rows[1]]:
+        problems.append("epochs of history.csv")
+    for a, b in zip(*rows, strict=False):
+        for name in a:
+            if not np.isclose(a[name], b[name], rtol=tolerance, atol=0, equal_nan=True):
+                problems.append(f"epoch {a['epoch']:.0f}: {name} {a[name]} {b[name]}")
+    return problems
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--epochs", type=int, default=40)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    generator = random.Random(options.seed)
+    # Metrics of an epoch are added up over the workers, in another order after a kill.
+    tolerance = 0 if options.workers == 1 else 1e-6
+    with tempfile.TemporaryDirectory() as folder:
+        whole = Path(folder) / "whole"
+        begin = time.monotonic()
+        assert finish(start(whole, options.epochs, options.workers)) == (
+            [0] * options.workers
+        )
+        print(f"without interruption: {time.monotonic() - begin:.0f} s", flush=True)
+        kills, run, problems = 0, 0, []
+        while kills < options.kills:
+            run += 1
+            run_dir = Path(folder) / f"killed{run}"
+            running = True
+            while running and kills < options.kills:
+                processes = start(run_dir, options.epochs, options.workers)
+                running = kill(processes, run_dir, generator, kills % 2 == 1)
+                kills += running
+            if running:
+                processes = start(run_dir, options.epochs, options.workers)
+            statuses = finish(processes)
+            assert statuses == [0] * options.workers, statuses
+            found = compare(whole, run_dir, tolerance)
+            print(f"run {run} is done, after {kills} kills in all: {found or 'same'}")
+            problems += found
+    sys.exit(bool(problems))
+
+
+if __name__ == "__main__":
+    main()
