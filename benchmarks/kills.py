@@ -45,9 +45,7 @@ def start(run_dir, epochs, workers):
         extra = []
         if workers > 1:
             extra = ["--strategy=multi_worker"]
-            cluster = {"worker": [f"127.0.0.1:{port}" for port in ports]}
-            task = {"type": "worker", "index": index}
-            environment["TF_CONFIG"] = json.dumps({"cluster": cluster, "task": task})
+            environment.update(worker_environment(ports, index))
         log = run_dir.with_suffix(f".{index}.log").open("a")
         command = [TRAIN, *FLAGS, f"--epochs={epochs}", f"--run_dir={run_dir}", *extra]
         processes.append(
@@ -56,6 +54,13 @@ def start(run_dir, epochs, workers):
             )
         )
     return processes
+
+
+def worker_environment(ports, index):
+    """Returns what tells a worker on this machine of the others."""
+    cluster = {"worker": [f"127.0.0.1:{port}" for port in ports]}
+    task = {"type": "worker", "index": index}
+    return {"TF_CONFIG": json.dumps({"cluster": cluster, "task": task})}
 
 
 def free_ports(count):

@@ -1,0 +1,65 @@
+"""One of two workers of `test_distribution.py`, a process of its own.
+
+    two_workers.py INDEX ADDRESSES FILE
+
+Trains with and without synchronised batch normalisation, evaluates, and writes what it
+has found to FILE.
+"""
+
+import pickle
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+from replica_training import examples, network, train
+
+from pni_tf.cluster import Cluster
+from pni_tf.distribution import connect
+from pni_tf.evaluation import ResultStore, evaluate_robustness, standard_scenarios
+from pni_tf.export import load_target
+
+
+def main():
+    index, addresses, path = int(sys.argv[1]), sys.argv[2].split(","), sys.argv[3]
+    cluster = Cluster(tuple(addresses), index)
+    workers = connect("multi_worker", cluster=cluster, agree_on="", timeout=60)
+    found = {
+        "gathered": workers.gather([10 + index, 7]),
+        "synchronized": train(workers, synchronized=True),
+        "own statistics": train(workers, synchronized=False),
+    }
+    with workers.scope():
+        odd = keras.random.SeedGenerator(index)
+    try:
+        workers.check_agreement([odd.state])
+    except RuntimeError as error:
+        found["disagreement"] = str(error)
+    keras.utils.set_random_seed(0)
+    folder = Path(path).parent
+    images, labels = examples()
+    model = folder / "model.keras"
+    if workers.is_chief:
+        network(False).save(model)
+    workers.barrier()
+    found["evaluated"] = [
+        result.predictions
+        for result in evaluate_robustness(
+            load_target(model, devices=workers.devices),
+            images,
+            labels,
+            standard_scenarios(epsilon=0.1, steps=(2,), expectation=2),
+            draws=3,
+            batch_size=4,
+            store=ResultStore(folder / "store", "model"),
+            workers=workers,
+        )
+    ]
+    workers.barrier()
+    with open(path, "wb") as file:
+        pickle.dump(found, file)
+    assert np.isfinite(found["synchronized"]["history"]["loss"]).all()
+
+
+if __name__ == "__main__":
+    main()
