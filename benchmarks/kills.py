@@ -23,7 +23,6 @@ import tempfile
 import time
 from pathlib import Path
 
-import h5py
 import numpy as np
 
 TRAIN = Path(__file__).parents[1] / "bin" / "train"
@@ -85,7 +84,7 @@ def kill(processes, run_dir, generator, while_writing):
         if processes[victim].poll() is not None:
             return False
         time.sleep(0.01)
-    scratch = run_dir / "checkpoints" / "unfinished.newest.weights.h5"
+    scratch = run_dir / "checkpoints" / "unfinished.newest.npz"
     while while_writing and processes[victim].poll() is None:
         if scratch.exists():  # no sleep: it is there for milliseconds
             break
@@ -98,7 +97,7 @@ def kill(processes, run_dir, generator, while_writing):
     done = [p.name for p in sorted(run_dir.glob("checkpoints/epoch*"))]
     print(
         f"killed worker {victim} {'while it wrote' if writing else 'at random'}; "
-        f"others ended with {others}; newest {done[-1][:-28] if done else None}",
+        f"others ended with {others}; newest {done[-1][:-21] if done else None}",
         flush=True,
     )
     # A survivor that had not met the victim yet says the same.
@@ -107,15 +106,9 @@ def kill(processes, run_dir, generator, while_writing):
 
 
 def arrays(path):
-    with h5py.File(path) as file:
-        found = {}
-        file.visititems(
-            lambda name, item: found.update(
-                {name: item[()]} if isinstance(item, h5py.Dataset) else {}
-            )
-        )
-    found.pop("pni_tf", None)  # seconds are among it
-    return found
+    """Returns the variables of a checkpoint; the rest of it has times."""
+    with np.load(path, allow_pickle=False) as file:
+        return {name: file[name] for name in file.files if name != "state"}
 
 
 def history(run_dir):

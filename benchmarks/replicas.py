@@ -63,9 +63,9 @@ def train(run_dir, flags, *, workers=1, cores=None, **environment):
         return arrays(path), list(csv.DictReader(file))
 
 
-def difference(ours, theirs, part):
+def difference(ours, theirs):
     """Returns the norm of the difference of all weights, over that of the weights."""
-    names = [name for name in theirs if part in name and "seed" not in name]
+    names = [name for name in theirs if theirs[name].dtype == np.float32]
     change = sum(np.sum((ours[name] - theirs[name]) ** 2) for name in names)
     return np.sqrt(change / sum(np.sum(theirs[name] ** 2) for name in names))
 
@@ -92,7 +92,7 @@ def equality(folder):
                 abs(float(a["loss"]) / float(b["loss"]) - 1)
                 for a, b in zip(theirs, rows, strict=True)
             )
-            far = difference(found, weights, "layers/")
+            far = difference(found, weights)
             print(f"| {rate} | {name} | {far:.1e} | {loss:.1e} |", flush=True)
 
 

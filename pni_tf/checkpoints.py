@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import h5py
 import keras
 import numpy as np
 from absl import logging
@@ -22,7 +21,7 @@ from pni_tf.callbacks import HistoryFile
 from pni_tf.distribution import Workers
 from pni_tf.files import replacing
 
-_NAME = re.compile(r"epoch-(\d{5,})-step-(\d{7,})-([0-9a-f]{16})\.weights\.h5")
+_NAME = re.compile(r"epoch-(\d{5,})-step-(\d{7,})-([0-9a-f]{16})\.npz")
 
 
 class Position(NamedTuple):
@@ -35,9 +34,9 @@ class Position(NamedTuple):
 class Checkpoint(keras.callbacks.Callback):
     """Saves everything that training needs to go on.
 
-    A checkpoint holds the weights, the optimizer, the states of all generators and,
-    within an epoch, its metrics so far, so that a run that goes on by `restore` and
-    `fit` equals one that was not interrupted. It is made after each epoch, before each
+    A checkpoint holds all variables (weights, optimizer, the states of all generators)
+    and, within an epoch, its metrics so far, so that a run that goes on by `restore`
+    and `fit` equals one that was not interrupted. It is made after each epoch, before each
     validation, and within epochs where `steps` or `minutes` say so. It is written aside
     and moved into place, and its name has a digest of its content, so that a damaged
     file is not mistaken for a good one. Weights or losses that are not finite are not
@@ -45,7 +44,7 @@ class Checkpoint(keras.callbacks.Callback):
 
     Args:
         directory: Folder of the checkpoints,
-            `epoch-<finished epochs>-step-<steps after them>-<digest>.weights.h5`.
+            `epoch-<finished epochs>-step-<steps after them>-<digest>.npz`.
         steps: Number of training steps between checkpoints within an epoch, or None.
         minutes: Minutes between checkpoints within an epoch, or None.
         keep: Number of newest checkpoints to keep.
@@ -139,18 +138,24 @@ class Checkpoint(keras.callbacks.Callback):
     def _load(self, model, path):
         if _digest(path) != _NAME.fullmatch(path.name)[3]:
             raise ValueError("its content does not match the digest in its name")
-        with h5py.File(path) as file:
-            state = json.loads(file["pni_tf"][()])
         with model.distribute_strategy.scope():
             model.optimizer.build(model.trainable_variables)
-        model.load_weights(path)
+        variables = _variables(model)
+        with np.load(path, allow_pickle=False) as file:
+            state = json.loads(str(file["state"]))
+            values = [file[name] for name in file.files if name != "state"]
+        shapes = [list(variable.shape) for variable in variables]
+        if [list(value.shape) for value in values] != shapes:
+            raise ValueError("it is of another network")
+        for variable, value in zip(variables, values, strict=True):
+            variable.assign(value)
         self._metrics = [np.array(values) for values in state["metrics"]]
         if self.history is not None:
             self.history.resume(state["history"])
 
     def _existing(self):
         found = []
-        for path in self.directory.glob("epoch-*.weights.h5"):
+        for path in self.directory.glob("epoch-*.npz"):
             match = _NAME.fullmatch(path.name)
             if match:
                 found.append((Position(int(match[1]), int(match[2])), path))
@@ -231,8 +236,8 @@ class Checkpoint(keras.callbacks.Callback):
         # By all workers, because metrics are added up over them.
         metrics = [v.numpy() for v in _metric_variables(self.model)]
         self._saved_at = time.monotonic()
-        weights = [variable.numpy() for variable in self.model.weights]
-        finite = all(np.isfinite(weight).all() for weight in weights)
+        values = [_array(variable) for variable in _variables(self.model)]
+        finite = all(np.isfinite(value).all() for value in values)
         loss = np.mean((logs or {}).get("loss", 0.0))
         if not (finite and math.isfinite(loss) and self.workers.is_chief):
             return
@@ -241,15 +246,11 @@ class Checkpoint(keras.callbacks.Callback):
             state["metrics"] = [values.tolist() for values in metrics]
             if self.history is not None:
                 state["history"] = self.history.state()
-        newest = self.directory / "newest.weights.h5"
+        newest = self.directory / "newest.npz"
         with replacing(newest) as scratch:
-            self.model.save_weights(scratch, overwrite=True)
-            with h5py.File(scratch, "r+") as file:
-                file["pni_tf"] = json.dumps(state)
-        name = (
-            f"epoch-{position.epoch:05d}-step-{position.step:07d}-{_digest(newest)}"
-            ".weights.h5"
-        )
+            np.savez(scratch, *values, state=json.dumps(state))
+        name = f"epoch-{position.epoch:05d}-step-{position.step:07d}-{_digest(newest)}"
+        name += ".npz"
         os.replace(newest, self.directory / name)
         for found, path in self._existing():
             # Damaged ones, which training has gone back behind.
@@ -335,8 +336,23 @@ class Checkpoint(keras.callbacks.Callback):
         callbacks.on_train_end(logs)
 
 
+# Not `save_weights`, which drops the generators of layers such as Dropout, and of which
+# each call leaves an optimizer in memory (Keras 3.15).
+def _variables(model):
+    """Returns all that training changes, but the metrics."""
+    metrics = {id(variable) for variable in _metric_variables(model)}
+    found = [*model.variables, *model.optimizer.variables]
+    return [variable for variable in found if id(variable) not in metrics]
+
+
 def _metric_variables(model):
     return [variable for metric in model.metrics for variable in metric.variables]
+
+
+def _array(variable):
+    value = variable.numpy()
+    # NumPy's files know no bfloat16; all of its values are float32's.
+    return value.astype("float32") if value.dtype.name == "bfloat16" else value
 
 
 def _digest(path):

@@ -1,12 +1,12 @@
 """Checkpoints: a run that was interrupted anywhere ends as the one that was not."""
 
 import csv
+import hashlib
 import os
 import re
 import signal
 from types import SimpleNamespace
 
-import h5py
 import keras
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ from small_trainer import (
     trainer_of,
 )
 
-from pni_tf import PGD
+from pni_tf import PGD, PNIAdversarialModel
 from pni_tf.callbacks import HistoryFile
 from pni_tf.checkpoints import Checkpoint, Position
 
@@ -38,10 +38,7 @@ def batches(position):
 
 def named(path):
     """Returns the names of all checkpoints without their digests."""
-    return [
-        re.fullmatch(r"(.*)-[0-9a-f]{16}\.weights\.h5", name)[1]
-        for name in files_in(path)
-    ]
+    return [re.fullmatch(r"(.*)-[0-9a-f]{16}\.npz", name)[1] for name in files_in(path)]
 
 
 class Dies(keras.callbacks.Callback):
@@ -278,21 +275,64 @@ def test_error_when_all_checkpoints_are_damaged(two_checkpoints):
 
 def test_other_files_are_left_alone(two_checkpoints):
     checkpoint, _ = two_checkpoints
-    other = checkpoint.directory / "epoch-00009.weights.h5"
+    other = checkpoint.directory / "epoch-00009.npz"
     other.write_text("mine")
     assert checkpoint.position() == (2, 0)
     checkpoint.on_epoch_end(2, {"loss": 1.0})
     assert other.read_text() == "mine"
 
 
-def test_keras_can_read_a_checkpoint(two_checkpoints):
-    checkpoint, values = two_checkpoints
-    trainer = trainer_of(seed=1)
-    trainer.optimizer.build(trainer.trainable_variables)
-    trainer.load_weights(paths(checkpoint)[-1])
-    assert_same(everything(trainer), values[1])
-    with h5py.File(paths(checkpoint)[-1]) as file:
-        assert "pni_tf" in file
+def test_a_checkpoint_of_another_network_is_refused(two_checkpoints):
+    checkpoint, _ = two_checkpoints
+    with pytest.raises(ValueError, match="epoch-00002.*it is of another network"):
+        checkpoint.restore(trainer_of(location="w+a-a"))
+
+
+def test_no_checkpoint_runs_code(two_checkpoints):
+    """A pickle inside is refused, even under the right digest."""
+    checkpoint, _ = two_checkpoints
+    ran = []
+
+    class Attack:
+        def __reduce__(self):
+            return (ran.append, (1,))
+
+    for path in paths(checkpoint):
+        path.unlink()
+    evil = checkpoint.directory / "evil.npz"
+    values = np.array([Attack()], dtype=object)
+    np.savez(evil, values, state=values)
+    digest = hashlib.sha256(evil.read_bytes()).hexdigest()[:16]
+    evil.rename(checkpoint.directory / f"epoch-00001-step-0000000-{digest}.npz")
+    with pytest.raises(ValueError, match="allow_pickle=False"):
+        checkpoint.restore(trainer_of())
+    assert ran == []
+
+
+def test_dropout_goes_on_where_it_was(tmp_path):
+    """Keras' own files drop the state of its generator."""
+
+    def trainer(seed):
+        initializer = keras.initializers.GlorotUniform(0)
+        network = keras.Sequential(
+            [
+                keras.Input((2, 3, 1)),
+                keras.layers.Flatten(),
+                keras.layers.Dropout(0.5, seed=seed),
+                keras.layers.Dense(2, kernel_initializer=initializer),
+            ]
+        )
+        found = PNIAdversarialModel(network, seed=0)
+        found.compile(keras.optimizers.Adam(0.1))
+        return found
+
+    whole = trainer(seed=3)
+    fit(whole, Checkpoint(tmp_path), epochs=1)
+    fit(whole, None, initial_epoch=1, epochs=2)
+    resumed = trainer(seed=4)
+    Checkpoint(tmp_path).restore(resumed)
+    fit(resumed, None, initial_epoch=1, epochs=2)
+    assert_same(everything(resumed), everything(whole))
 
 
 def test_resumes_on_two_devices(tmp_path, mirrored_strategy):
@@ -318,14 +358,13 @@ def test_interruption_while_writing_leaves_the_earlier_files(
 ):
     checkpoint, values = two_checkpoints
     before = files_in(checkpoint.directory)
-    trainer = checkpoint.model
 
-    def dies(path, **kwargs):
+    def dies(path, *args, **kwargs):
         with open(path, "wb") as file:
             file.write(b"half a checkpoint")
         raise error
 
-    monkeypatch.setattr(trainer, "save_weights", dies)
+    monkeypatch.setattr(np, "savez", dies)
     kind = type(error) if isinstance(error, OSError) else error
     for epoch in (1, 2):  # once where a file of the epoch exists, once where not
         with pytest.raises(kind, match="cannot write.*No space left|^$"):
@@ -347,7 +386,7 @@ def test_a_folder_that_was_deleted_is_an_error(two_checkpoints):
     for path in paths(checkpoint):
         path.unlink()
     checkpoint.directory.rmdir()
-    with pytest.raises(OSError, match="cannot write .*newest.weights.h5"):
+    with pytest.raises(OSError, match="cannot write .*newest.npz"):
         checkpoint.on_epoch_end(2, {"loss": 1.0})
     assert not checkpoint.directory.exists()
 
