@@ -4,8 +4,8 @@
 
 Trains resnet8 of a quarter of the width with PNI-W on digits, with validation,
 TensorBoard and the history file after each 1,000 steps and a checkpoint each 10 steps,
-and prints a line a minute. Exit status 1 if, after the first tenth of the time, memory grew
-by 2 % or more, anything was traced again, or the number of open files changed.
+and prints a line a minute. Exit status 1 if, after the first tenth of the time, memory
+grew by 2 % or more, anything was traced again, or the number of open files changed.
 """
 
 import argparse
@@ -21,7 +21,7 @@ import keras
 
 from pni_tf import PGD, PNIAdversarialModel, build_model, inject_pni, load_dataset
 from pni_tf.batches import evaluation_batches, training_batches
-from pni_tf.callbacks import AlphaLogger, HistoryFile
+from pni_tf.callbacks import AlphaLogger, EpochTensorBoard, HistoryFile
 from pni_tf.checkpoints import Checkpoint
 
 BATCH = 64
@@ -106,7 +106,7 @@ def main():
             validation_data=evaluation_batches(dataset.validation, batch_size=BATCH),
             callbacks=[
                 AlphaLogger(),
-                keras.callbacks.TensorBoard(folder, write_graph=False),
+                EpochTensorBoard(folder, write_graph=False),
                 history,
                 watch,
             ],

@@ -36,11 +36,11 @@ class Checkpoint(keras.callbacks.Callback):
 
     A checkpoint holds all variables (weights, optimizer, the states of all generators)
     and, within an epoch, its metrics so far, so that a run that goes on by `restore`
-    and `fit` equals one that was not interrupted. It is made after each epoch, before each
-    validation, and within epochs where `steps` or `minutes` say so. It is written aside
-    and moved into place, and its name has a digest of its content, so that a damaged
-    file is not mistaken for a good one. Weights or losses that are not finite are not
-    saved.
+    and `fit` equals one that was not interrupted. It is made after each epoch, before
+    each validation, and within epochs where `steps` or `minutes` say so. It is written
+    aside and moved into place, and its name has a digest of its content, so that a
+    damaged file is not mistaken for a good one. Weights or losses that are not finite
+    are not saved.
 
     Args:
         directory: Folder of the checkpoints,

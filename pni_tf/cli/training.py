@@ -9,7 +9,12 @@ import tensorflow as tf
 
 from pni_tf.attacks import PGD
 from pni_tf.batches import evaluation_batches, steps_per_epoch, training_batches
-from pni_tf.callbacks import AdversarialImages, AlphaLogger, HistoryFile
+from pni_tf.callbacks import (
+    AdversarialImages,
+    AlphaLogger,
+    EpochTensorBoard,
+    HistoryFile,
+)
 from pni_tf.checkpoints import Checkpoint
 from pni_tf.cli.run_directory import RunDirectory
 from pni_tf.conversion import inject_pni, noise_wrappers
@@ -248,9 +253,7 @@ def _callbacks(settings, directory, dataset, workers, history, start):
     if not workers.is_chief:
         return found
     if settings.tensorboard:
-        found.append(
-            keras.callbacks.TensorBoard(directory.tensorboard, write_graph=False)
-        )
+        found.append(EpochTensorBoard(directory.tensorboard, write_graph=False))
         if settings.adversarial:
             found.append(
                 AdversarialImages(

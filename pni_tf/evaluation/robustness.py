@@ -1,6 +1,7 @@
 """Robust accuracy: adversarial examples are found on some draws, scored on others."""
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -177,8 +178,10 @@ def _arrays(target, images, labels, scenario, common, store, progress, workers):
     copies = [target]
     if getattr(scenario.attack, "source", None) is None:  # of which there is but one
         copies += target.replicas
-    results = _on_copies(attack, own, copies, scenario)
-    parts = list(progress(results, scenario.name) if progress else results)
+    with _shared_out(attack, own, copies, scenario) as calls:
+        if progress:
+            calls = progress(calls, scenario.name)
+        parts = [call() for call in calls]
     if workers.count > 1:
         workers.barrier()
         parts = [store.read_batch(scenario.name, start, stamp) for start in starts]
@@ -197,21 +200,13 @@ def _arrays(target, images, labels, scenario, common, store, progress, workers):
     return arrays
 
 
-class _Results:
-    """Results of batches, in their order; with a length, for progress bars."""
+@contextlib.contextmanager
+def _shared_out(attack, starts, copies, scenario):
+    """Yields for each batch a call that returns its result.
 
-    def __init__(self, results, length):
-        self._results, self._length = results, length
-
-    def __iter__(self):
-        return iter(self._results)
-
-    def __len__(self):
-        return self._length
-
-
-def _on_copies(attack, starts, copies, scenario):
-    """Yields the results of all batches; each copy of the target works on its own."""
+    One copy of the target computes when it is called; several compute ahead, each in a
+    thread of its own.
+    """
 
     def traced_once(copy):  # and only if there is something to do
         return functools.cache(lambda: _compiled(copy, scenario))
@@ -228,17 +223,14 @@ def _on_copies(attack, starts, copies, scenario):
         finally:
             idle.put((copy, attack_and_score))
 
-    def results():
-        if len(copies) == 1:
-            yield from map(work, starts)
-            return
-        with concurrent.futures.ThreadPoolExecutor(len(copies)) as pool:
-            try:
-                yield from pool.map(work, starts)
-            finally:  # after an interruption, not all the batches that are waiting
-                pool.shutdown(cancel_futures=True)
-
-    return _Results(results(), len(starts))
+    if len(copies) == 1:
+        yield [functools.partial(work, start) for start in starts]
+        return
+    pool = concurrent.futures.ThreadPoolExecutor(len(copies))
+    try:
+        yield [pool.submit(work, start).result for start in starts]
+    finally:  # after an interruption, without the batches that are waiting
+        pool.shutdown(cancel_futures=True)
 
 
 _AXES = {"predictions": 1, "selection": 1}  # of the images; 0 for other arrays
