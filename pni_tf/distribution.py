@@ -16,6 +16,7 @@ What N replicas do is what one device does, where that can be:
 import contextlib
 import dataclasses
 import hashlib
+import json
 import os
 import sys
 import threading
@@ -216,7 +217,13 @@ def _mirrored():
                 "device (`--strategy=none`), or try it on logical CPUs "
                 "(`--cpu_devices=2`)"
             )
-    return tf.distribute.MirroredStrategy([device.name for device in devices])
+    try:
+        return tf.distribute.MirroredStrategy([device.name for device in devices])
+    except json.JSONDecodeError as error:  # TensorFlow looks at it here too
+        raise ValueError(
+            "The environment variable TF_CONFIG is not JSON; unset it. "
+            f"Received: TF_CONFIG={os.environ.get('TF_CONFIG')!r}"
+        ) from error
 
 
 def _multi_worker(cluster, agree_on, timeout):

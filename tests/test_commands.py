@@ -14,6 +14,7 @@ from keras import layers
 
 from pni_tf import data, models
 from pni_tf.cli import app, evaluate, export, train, train_flags
+from pni_tf.cluster import WorkerLost
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("*.cfg"))
@@ -56,7 +57,7 @@ def command(monkeypatch, capfd):
 def stop_before_tensorflow(monkeypatch):
     """Lets `bin/train` open its run directory and then stop."""
 
-    def stop():
+    def stop(*args, **kwargs):
         raise RuntimeError("stopped here")
 
     monkeypatch.setattr(app, "import_tensorflow", stop)
@@ -96,6 +97,7 @@ NUMBERS = (
     "drop_factor",
     "weight_decay",
     "validation_split",
+    "checkpoint_minutes",
 )
 ENUMS = {
     "pni": "<w|a-a|a-b|i|w+a-a|w+a-b|none>",
@@ -104,7 +106,7 @@ ENUMS = {
     "attack_labels": "<predicted|true>",
     "optimizer": "<sgd|adam>",
     "schedule": "<constant|piecewise|cosine>",
-    "strategy": "<none|mirrored>",
+    "strategy": "<none|mirrored|multi_worker|tpu>",
     "mixed_precision": "<none|float16|bfloat16>",
     "jit": "<auto|on|off>",
 }
@@ -118,6 +120,11 @@ COUNTS = (
     "eval_draws",
     "eval_expectation",
     "eval_examples",
+    "base_batch_size",
+    "checkpoint_steps",
+    "keep_checkpoints",
+    "cpu_devices",
+    "cluster_timeout",
 )
 CONTRADICTIONS = (
     ("--width=0", "--width"),
@@ -127,6 +134,9 @@ CONTRADICTIONS = (
     ("--epochs=3 --epoch_delay=3", "--epoch_delay=3"),
     ("--clean_weight=0 --adversarial_weight=0", "--clean_weight"),
     ("--strategy=mirrored --jit=on", "--jit=on"),
+    ("--strategy=multi_worker --jit=on", "--jit=on"),
+    ("--cpu_devices=2", "--cpu_devices=2"),
+    ("--strategy=multi_worker --cpu_devices=2", "--cpu_devices=2"),
     ("--pni=none --noadversarial --compare_undefended", "--compare_undefended"),
     ("--drop_epochs=120,80", "--drop_epochs"),
     ("--drop_epochs=80,80", "--drop_epochs"),
@@ -285,6 +295,27 @@ class TestRunDirectory:
         (folder / "file").write_text("words")
         assert_refused(command(train, f"--run_dir={run_dir}"), *words)
         assert (folder / "file").read_text() == "words"
+
+    def test_a_folder_in_use_is_refused(self, command, folder, stop_before_tensorflow):
+        command(train, "--run_dir=run")
+        code = (
+            "import fcntl, os, sys\n"
+            "fcntl.flock(os.open('run', os.O_RDONLY), fcntl.LOCK_EX)\n"
+            "print('locked', flush=True)\n"
+            "sys.stdin.read()"
+        )
+        with subprocess.Popen(
+            [sys.executable, "-c", code],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            cwd=folder,
+        ) as other:
+            other.stdout.readline()
+            argv = ["--run_dir=run", "--seed=9"]
+            assert_refused(command(train, *argv), "--run_dir=run is in use")
+            other.kill()  # a process that was killed holds nothing
+        assert "--seed=9" not in (folder / "run" / "flags.cfg").read_text()
+        assert_refused(command(train, *argv), "stopped here")
 
     def test_a_finished_run_says_so(self, command, folder, stop_before_tensorflow):
         command(train, "--run_dir=run")
@@ -626,12 +657,23 @@ class TestApp:
         assert ("error: what\n" if status == 2 else "Interrupted") in result.err
         assert "Traceback" not in result.err
 
-    def test_bugs_show_where_they_are(self, command):
+    def test_bugs_are_one_line_too(self, command):
         module = SimpleNamespace(
             __name__="command", run=lambda: self.run(lambda: {}[1])
         )
+        result = command(module)
+        assert result.status == 70
+        assert result.err == "error: KeyError: 1 (--verbosity=1 shows where)\n"
         with pytest.raises(KeyError):
-            command(module)
+            command(module, "--verbosity=1")
+
+    def test_a_lost_worker_has_a_status_of_its_own(self, command):
+        def main():
+            raise WorkerLost("gone")
+
+        module = SimpleNamespace(__name__="command", run=lambda: self.run(main))
+        result = command(module)
+        assert (result.status, result.err) == (75, "error: gone\n")
 
     def test_verbosity_shows_the_traceback(self, command):
         def main():
@@ -655,7 +697,10 @@ class TestApp:
         assert capfd.readouterr().err == "the cause and more"
 
     def test_sigterm_is_an_interruption(self, command, folder, monkeypatch):
-        monkeypatch.setattr(app, "import_tensorflow", lambda: os.kill(os.getpid(), 15))
+        def stop(*args, **kwargs):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        monkeypatch.setattr(app, "import_tensorflow", stop)
         result = command(train, "--run_dir=run")
         assert result.status == 143
         assert result.err == "\nInterrupted. The same command goes on.\n"

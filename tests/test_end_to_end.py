@@ -11,10 +11,10 @@ import sys
 import threading
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
 import tensorflow as tf
+from test_cluster import addresses
 
 from pni_tf.conversion import alphas, strip_pni
 from pni_tf.data import load_dataset
@@ -45,8 +45,11 @@ ROWS = ("clean", "FGSM", "PGD-2", "PGD-2 EOT-2")
 COLUMNS = ("with PNI", "without PNI", "with PNI, best epoch", "no defence")
 
 
-def start(name, *argv, folder, **options):
+def start(name, *argv, folder, TF_CONFIG="", **options):
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1"}
+    environment.pop("TF_CONFIG", None)
+    if TF_CONFIG:
+        environment["TF_CONFIG"] = TF_CONFIG
     environment.pop("PYTHONPATH", None)  # the scripts find the package themselves
     environment.pop("TF_CPP_MIN_LOG_LEVEL", None)
     return subprocess.Popen(
@@ -105,9 +108,9 @@ def interrupted(folder):
     plain = r"broken/undefended: plain training"
     third = rf"Epoch [3-{EPOCHS}]"
     found = {"kill": interrupt(signal.SIGKILL, *argv, folder=folder, after=third)}
-    newest = max((folder / "broken" / "checkpoints").glob("epoch-*"))
-    os.truncate(newest, newest.stat().st_size // 2)
-    found["truncated"] = newest.name
+    path = newest(folder / "broken")
+    os.truncate(path, path.stat().st_size // 2)
+    found["truncated"] = path.name
     found["terminate"] = interrupt(signal.SIGTERM, *argv, folder=folder, after=plain)
     second = rf"Epoch [2-{EPOCHS}]"
     found["ctrl-c"] = interrupt(signal.SIGINT, *argv, folder=folder, after=second)
@@ -122,8 +125,47 @@ def diverging(folder):
 
 
 def mirrored(folder):
-    argv = ("--strategy=mirrored", "--epochs=1", "--noevaluate", "--noexport")
-    return run("train", *SETTINGS, *argv, "--run_dir=mirrored", folder=folder)
+    """A run on two logical CPUs, and its evaluation on two of them and on one."""
+    devices = ("--strategy=mirrored", "--cpu_devices=2")
+    argv = ("--epochs=1", "--noevaluate", "--noexport", "--run_dir=mirrored")
+    found = [run("train", *SETTINGS, *devices, *argv, folder=folder)]
+    for name, extra in (("one", ()), ("two", devices)):
+        argv = ("mirrored", *EVALUATION, *extra, f"--output_dir={name}")
+        found.append(run("evaluate", *argv, folder=folder))
+    return found
+
+
+def workers(folder):
+    """Two workers, of which one gets a signal, twice, and the same again to the end."""
+    argv = (*SETTINGS, *TABLE, f"--epochs={EPOCHS}", "--noexport", "--run_dir=workers")
+    found = {}
+    for number in (signal.SIGTERM, signal.SIGKILL, None):
+        cluster = {"worker": list(addresses(2))}
+        processes = []
+        for index in range(2):
+            task = {"type": "worker", "index": index}
+            config = json.dumps({"cluster": cluster, "task": task})
+            extra = ("--strategy=multi_worker", *argv)
+            with (folder / f"worker {index}.txt").open("w") as err:
+                processes.append(
+                    start("train", *extra, folder=folder, stderr=err, TF_CONFIG=config)
+                )
+        guard = threading.Timer(300, lambda all=processes: [p.kill() for p in all])
+        guard.start()
+        lines = []
+        for line in processes[0].stdout:
+            lines.append(line)
+            if number is not None and re.match(rf"Epoch [2-{EPOCHS}]", line):
+                processes[1].send_signal(number)
+                break
+        outputs = ["".join(lines) + processes[0].stdout.read()]
+        outputs.append(processes[1].stdout.read())
+        found[number.name if number else "last"] = [
+            (p.wait(), out, (folder / f"worker {i}.txt").read_text())
+            for i, (p, out) in enumerate(zip(processes, outputs, strict=True))
+        ]
+        guard.cancel()
+    return found
 
 
 def attacked(folder, first):
@@ -175,7 +217,7 @@ def jobs(folder):
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         found = {"full": pool.submit(full, folder)}
-        for job in (interrupted, diverging, mirrored):
+        for job in (interrupted, diverging, mirrored, workers):
             found[job.__name__] = pool.submit(job, folder)
         for model, (argv, _) in EVALUATED.items():
             job = after_full("evaluate", model, *EVALUATION, *argv)
@@ -241,9 +283,9 @@ class TestTraining:
             "adversarial_examples.png",
             "alphas.png",
             "saved_model/saved_model.pb",
-            f"checkpoints/epoch-{EPOCHS:05d}.weights.h5",
         ):
             assert (folder / "full" / name).stat().st_size > 100, name
+        assert newest(folder / "full").name.startswith(f"epoch-{EPOCHS:05d}-step-0000")
         assert list((folder / "full" / "tensorboard").rglob("events.out.*"))
         assert not list((folder / "full").rglob("*unfinished*"))
         # The inventory at the end names nothing that is not there.
@@ -328,17 +370,15 @@ def variables(path):
     return list(zip(names, [v.numpy() for v in found], strict=True))
 
 
+def newest(run_dir):
+    """Returns the newest checkpoint of a run."""
+    return max((run_dir / "checkpoints").iterdir())
+
+
 def arrays(path):
-    """Returns the names and values of all arrays of a checkpoint."""
-    found = []
-
-    def visit(name, item):
-        if isinstance(item, h5py.Dataset):
-            found.append((name, item[()]))
-
-    with h5py.File(path) as file:
-        file.visititems(visit)
-    return found
+    """Returns the names and values of all variables of a checkpoint."""
+    with np.load(path, allow_pickle=False) as file:
+        return [(name, file[name]) for name in file.files if name != "state"]
 
 
 def assert_equal(found, expected):
@@ -389,10 +429,9 @@ class TestResuming:
         assert len(noise) == (0 if network else 2 * 2 * 4)
         assert_equal(variables(broken / "model.keras"), expected)
         # The optimizer and the generator of the attack too.
-        checkpoint = f"checkpoints/epoch-{EPOCHS:05d}.weights.h5"
-        expected = arrays(whole / checkpoint)
-        assert any("optimizer" in name for name, _ in expected)
-        assert_equal(arrays(broken / checkpoint), expected)
+        checkpoint = arrays(newest(whole))
+        assert len(checkpoint) > len(expected) + 8
+        assert_equal(arrays(newest(broken)), checkpoint)
 
     @pytest.mark.parametrize("network", ["", "undefended"])
     def test_ends_in_the_same_history(self, network, jobs, folder):
@@ -426,19 +465,49 @@ class TestTrouble:
         )
         assert "Epoch 2/3" in out
         run_dir = folder / "diverged"
-        assert os.listdir(run_dir / "checkpoints") == ["epoch-00001.weights.h5"]
-        for name, value in arrays(run_dir / "checkpoints" / "epoch-00001.weights.h5"):
+        assert newest(run_dir).name.startswith("epoch-00001-step-0000000-")
+        for name, value in arrays(newest(run_dir)):
             assert np.isfinite(value).all(), name
         assert not (run_dir / "model.keras").exists()
 
-    def test_mirrored_on_one_device_is_the_plain_run(self, jobs, folder):
-        jobs["full"].result()
-        status, _, err = jobs["mirrored"].result()
-        assert status == 0, err
-        (found,) = read_csv(folder / "mirrored" / "history.csv")
-        expected = read_csv(folder / "full" / "history.csv")[0]
-        for name in set(expected) - {"seconds"}:
-            assert float(found[name]) == pytest.approx(float(expected[name]), rel=1e-4)
+
+class TestDevices:
+    def test_an_evaluation_on_two_devices_is_that_of_one(self, jobs, folder):
+        for status, _, err in jobs["mirrored"].result():
+            assert (status, err) == (0, "")
+        assert "2 replicas on 1 worker(s)" in jobs["mirrored"].result()[0][1]
+        one, two = (
+            (folder / name / "per_example.csv").read_text() for name in ("one", "two")
+        )
+        assert two == one
+        assert two.count("\n") > 30
+
+    def test_two_workers_stop_together_and_go_on(self, jobs, folder):
+        found = jobs["workers"].result()
+        (chief, worker) = found["SIGTERM"]  # which one of them got
+        assert (chief[0], worker[0]) == (143, 143)
+        assert "The same command goes on" in chief[2]
+        (chief, worker) = found["SIGKILL"]
+        assert (chief[0], worker[0]) == (75, -signal.SIGKILL)
+        # TensorFlow reports the broken connection before.
+        assert re.search(r"^error: worker 0 lost its peers: .*\n\Z", chief[2], re.M)
+        for status, _, err in found["last"]:
+            assert (status, err) == (0, "")
+        (chief, worker) = found["last"]
+        assert "2 replicas on 2 worker(s), from epoch" in chief[1]
+        assert "evaluation.json" in chief[1]
+        # The others write aside.
+        assert worker[1] == ""
+        assert "from epoch" in (folder / "workers" / "workers" / "1.log").read_text()
+
+    def test_what_two_workers_leave(self, jobs, folder):
+        jobs["workers"].result()
+        run_dir = folder / "workers"
+        epochs = [row["epoch"] for row in read_csv(run_dir / "history.csv")]
+        assert epochs == [str(i + 1) for i in range(EPOCHS)]
+        content = json.loads((run_dir / "evaluation.json").read_text())
+        assert set(content["columns"]) == set(COLUMNS) - {"no defence"}
+        assert not list(run_dir.rglob("*unfinished*"))
 
 
 class TestEvaluate:

@@ -35,12 +35,12 @@ def evaluate(settings: SimpleNamespace, workers: Workers) -> None:
     sources = {str(path): load_target(path) for path in settings.transfer_from}
     digests = {str(path): _digest(path) for path in settings.transfer_from}
     # All are made before the first is run, so that a bad setting shows at once.
-    settings.output.mkdir(parents=True, exist_ok=True)
     planner = Planner(settings, sources, digests, images, held_out, workers)
     plans = {
         name: planner.scenarios(name, target, identities[name])
         for name, target in targets.items()
     }
+    settings.output.mkdir(parents=True, exist_ok=True)
     run = _Runner(settings, targets, identities, images, labels, workers)
     columns = {name: run.scenarios(name, plan) for name, plan in plans.items()}
     columns = {

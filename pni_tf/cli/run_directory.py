@@ -34,6 +34,7 @@ class RunDirectory:
         self.undefended = self.path / "undefended"
         # Written last.
         self.finished = self.path / "finished"
+        self._lock = None
 
     def open(self, *, write: bool = True) -> None:
         """Creates the folder, or checks that it belongs to the same command.
@@ -68,14 +69,19 @@ class RunDirectory:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OSError(f"cannot write to --run_dir={self.path}: {error}") from error
-        self._lock()
+        self._claim()
         files.write_text(self.flags, train_flags.serialized())
 
-    def _lock(self):
-        """Claims the folder for as long as this process lives, even if it is killed."""
-        self._claim = os.open(self.path, os.O_RDONLY)
+    def close(self) -> None:
+        """Lets other processes write the folder; a process that dies does so too."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def _claim(self):
+        self._lock = os.open(self.path, os.O_RDONLY)
         try:
-            fcntl.flock(self._claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise ValueError(
                 f"--run_dir={self.path} is in use by another process: wait for its "

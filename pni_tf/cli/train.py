@@ -1,5 +1,6 @@
 """`bin/train`: trains, evaluates and exports a network, or goes on where it stopped."""
 
+import contextlib
 import copy
 from types import SimpleNamespace
 
@@ -29,8 +30,12 @@ def main() -> None:
         name = f"{settings.dataset}_{settings.model}_{settings.pni}"
         flags.FLAGS.run_dir = settings.run_dir = f"runs/{name}"
     cluster = find_cluster() if settings.strategy == "multi_worker" else None
-    directory = RunDirectory(settings.run_dir)
-    directory.open(write=cluster is None or cluster.is_chief)
+    with contextlib.closing(RunDirectory(settings.run_dir)) as directory:
+        directory.open(write=cluster is None or cluster.is_chief)
+        _run(settings, directory, cluster)
+
+
+def _run(settings, directory, cluster):
     if directory.finished.exists():
         what = directory.report if directory.report.exists() else directory.model
         print(f"{directory.path} is finished: see {what}")
