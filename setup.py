@@ -49,7 +49,13 @@ setup(
         "and-cuda": ["tensorflow[and-cuda]>=2.21,<2.22"],
         "examples": ATTACK_TOOLS,
         "peers": ["torch>=2.6", *ATTACK_TOOLS],  # what benchmarks/ compares with
-        "test": ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.6", *ATTACK_TOOLS],
+        "test": [
+            "pytest>=8",
+            "pytest-xdist>=3.6",
+            "ruff>=0.6",
+            "kubernetes-validate>=1.32",
+            *ATTACK_TOOLS,
+        ],
     },
     entry_points={
         "console_scripts": [

@@ -3,7 +3,6 @@
 import dataclasses
 import os
 import shutil
-import tempfile
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ import tensorflow as tf
 
 from pni_tf.attacks.diagnosis import gradient_warnings
 from pni_tf.conversion import noise_wrappers, strip_pni
+from pni_tf.files import file_digest
 from pni_tf.fusion import fuse_batch_norm
 from pni_tf.training import PNIAdversarialModel, check_logits
 from pni_tf.validation import validate_labels
@@ -112,11 +112,47 @@ def export_saved_model(model: keras.Model, directory: str | os.PathLike) -> None
     )
     # Written aside and moved, so that an interruption leaves no half of a model.
     directory.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=directory.parent) as scratch:
-        archive.write_out(os.path.join(scratch, "saved_model"), verbose=False)
+    scratch = directory.with_name(f"unfinished.{directory.name}")
+    try:
+        shutil.rmtree(scratch, ignore_errors=True)
+        archive.write_out(str(scratch), verbose=False)
+        _write_sums(scratch)
         if directory.exists():
             shutil.rmtree(directory)
-        os.rename(os.path.join(scratch, "saved_model"), directory)
+        scratch.rename(directory)
+    except (OSError, tf.errors.OpError) as error:
+        raise OSError(f"cannot write {directory}: {error}") from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+# Where TensorFlow's layout has room for other people's files.
+_SUMS = Path("assets.extra", "SHA256SUMS")
+
+
+def _write_sums(directory):
+    """Writes the digest of each file, as `sha256sum --check` reads them."""
+    lines = [
+        f"{file_digest(file, name=False)}  {file.relative_to(directory)}\n"
+        for file in sorted(directory.rglob("*"))
+        if file.is_file()
+    ]
+    (directory / _SUMS).parent.mkdir()
+    (directory / _SUMS).write_text("".join(lines))
+
+
+def _check_sums(directory):
+    """Raises a ValueError if a file is not what the export has written."""
+    if not (directory / _SUMS).exists():
+        return  # someone else's, or an older one
+    for line in (directory / _SUMS).read_text(errors="replace").splitlines():
+        digest, _, name = line.partition("  ")
+        file = directory / name
+        if not file.is_file() or file_digest(file, name=False) != digest:
+            raise ValueError(
+                f"{str(file)!r} is damaged or missing: export the model again, or use "
+                "another copy"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -397,6 +433,7 @@ def _saved_model_target(path):
             "Expected a SavedModel (a directory with `saved_model.pb`) or a run "
             f"directory with `model.keras`. Received: {str(path)!r}"
         )
+    _check_sums(path)
     try:
         loaded = tf.saved_model.load(path)
     except Exception as error:  # TensorFlow raises many kinds for a damaged export

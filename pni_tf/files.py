@@ -46,11 +46,17 @@ def write_text(path: str | os.PathLike, content: str) -> None:
         scratch.write_text(content, encoding="utf-8")
 
 
-def file_digest(path: str | os.PathLike) -> str:
-    """Returns the SHA-256 digest of a file, or of all files of a directory."""
+def file_digest(path: str | os.PathLike, *, name: bool = True) -> str:
+    """Returns the SHA-256 digest of a file, or of all files of a directory.
+
+    Args:
+        path: The file or directory.
+        name: Whether the names of files count too, as they must for a directory.
+    """
     path, digest = Path(path), hashlib.sha256()
     for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
         if file.is_file():
-            digest.update(str(file.relative_to(path)).encode())
+            if name:
+                digest.update(str(file.relative_to(path)).encode())
             digest.update(file.read_bytes())
     return digest.hexdigest()
