@@ -193,6 +193,21 @@ def _scale_and_shift(norm):
 
 def _normalise(norm, images):
     """Returns normalised images and updates the moving statistics, as Keras does."""
+    context = tf.distribute.get_replica_context()
+    if norm.synchronized and context.num_replicas_in_sync > 1:
+        outputs, mean, variance = _normalise_over_replicas(norm, images, context)
+    else:
+        outputs, mean, variance = _normalise_here(norm, images)
+    momentum = norm.momentum
+    for moving, value in (
+        (norm.moving_mean, mean),
+        (norm.moving_variance, variance),
+    ):
+        moving.assign(moving.value * momentum + value * (1 - momentum))
+    return outputs
+
+
+def _normalise_here(norm, images):
     channels = norm.moving_mean.shape
     outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
         x=images,
@@ -205,23 +220,36 @@ def _normalise(norm, images):
     )
     # The operation's variance has N - 1 in the denominator, Keras' has N.
     count = tf.cast(tf.size(images) // channels[0], "float32")
-    variance *= (count - 1) / count
-    momentum = norm.momentum
-    for moving, value in (
-        (norm.moving_mean, mean),
-        (norm.moving_variance, variance),
-    ):
-        moving.assign(moving.value * momentum + value * (1 - momentum))
-    return outputs
+    return outputs, mean, variance * (count - 1) / count
+
+
+def _normalise_over_replicas(norm, images, context):
+    """By the statistics of all replicas, in one message where Keras sends three."""
+    values = tf.cast(images, "float32")
+    channels = norm.moving_mean.shape[0]
+    axes = [0, 1, 2]
+    count = tf.cast(tf.size(values) // channels, "float32")
+    sums = tf.concat(
+        [tf.reduce_sum(values, axes), tf.reduce_sum(values**2, axes), [count]], 0
+    )
+    sums = context.all_reduce(tf.distribute.ReduceOp.SUM, sums)
+    total, squares, count = tf.split(sums, [channels, channels, 1])
+    mean = total / count
+    variance = tf.maximum(squares / count - mean**2, 0.0)
+    scale = tf.math.rsqrt(variance + norm.epsilon)
+    if norm.scale:
+        scale *= norm.gamma.value
+    shift = -mean * scale
+    if norm.center:
+        shift += norm.beta.value
+    return tf.cast(values * scale + shift, images.dtype), mean, variance
 
 
 def _has_fused_operation(norm, images):
-    replicas = tf.distribute.get_strategy().num_replicas_in_sync
     return (
         len(images.shape) == 4
         and images.dtype.name == norm.compute_dtype
         and images.dtype in (tf.float16, tf.bfloat16, tf.float32)
-        and not (norm.synchronized and replicas > 1)
         and not norm.renorm
     )
 

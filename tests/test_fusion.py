@@ -503,16 +503,17 @@ def test_compiled_by_xla():
     np.testing.assert_allclose(compiled(examples()), fused(examples()), atol=1e-5)
 
 
-def test_two_replicas_do_what_keras_does(mirrored_strategy):
-    """Each normalises by its own half of the batch."""
-    halves = [examples()[:3], 2 * examples()[3:]]
+@pytest.mark.parametrize("synchronized", [False, True])
+def test_two_replicas_do_what_keras_does(mirrored_strategy, synchronized):
+    """Each normalises by its own part of the batch, or all by the whole of it."""
+    parts = [examples()[:2], 2 * examples()[2:]]
     found = []
     for fuse in (fuse_batch_norm, lambda model: model):
         with mirrored_strategy.scope():
-            norm = kl.BatchNormalization()
+            norm = kl.BatchNormalization(synchronized=synchronized)
             inputs = keras.Input(SHAPE)
             network = fuse(keras.Model(inputs, norm(inputs)))
-        values = iter(halves)
+        values = iter(parts)
         split = mirrored_strategy.experimental_distribute_values_from_function(
             lambda _, values=values: next(values)
         )
@@ -521,10 +522,11 @@ def test_two_replicas_do_what_keras_does(mirrored_strategy):
             autograph=False,
         )
         outputs = mirrored_strategy.run(step, (split,))
-        parts = mirrored_strategy.experimental_local_results(outputs)
-        found.append([*parts, norm.moving_mean, norm.moving_variance])
-    for part in found[0][:2]:
-        np.testing.assert_allclose(np.mean(part, (0, 1, 2)), np.zeros(3), atol=1e-5)
+        outputs = mirrored_strategy.experimental_local_results(outputs)
+        found.append([*outputs, norm.moving_mean, norm.moving_variance])
+    whole = [np.concatenate(found[0][:2])] if synchronized else found[0][:2]
+    for images in whole:
+        np.testing.assert_allclose(np.mean(images, (0, 1, 2)), np.zeros(3), atol=1e-5)
     for a, b in zip(*found, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
 

@@ -178,10 +178,9 @@ def _arrays(target, images, labels, scenario, common, store, progress, workers):
     copies = [target]
     if getattr(scenario.attack, "source", None) is None:  # of which there is but one
         copies += target.replicas
-    with _shared_out(attack, own, copies, scenario) as calls:
-        if progress:
-            calls = progress(calls, scenario.name)
-        parts = [call() for call in calls]
+    with _shared_out(attack, own, copies, scenario) as result_of:
+        batches = progress(own, scenario.name) if progress else own
+        parts = [result_of(start) for start in batches]
     if workers.count > 1:
         workers.barrier()
         parts = [store.read_batch(scenario.name, start, stamp) for start in starts]
@@ -202,9 +201,9 @@ def _arrays(target, images, labels, scenario, common, store, progress, workers):
 
 @contextlib.contextmanager
 def _shared_out(attack, starts, copies, scenario):
-    """Yields for each batch a call that returns its result.
+    """Yields a function from the start of a batch to its result.
 
-    One copy of the target computes when it is called; several compute ahead, each in a
+    One copy of the target computes when it is asked; several compute ahead, each in a
     thread of its own.
     """
 
@@ -224,11 +223,12 @@ def _shared_out(attack, starts, copies, scenario):
             idle.put((copy, attack_and_score))
 
     if len(copies) == 1:
-        yield [functools.partial(work, start) for start in starts]
+        yield work
         return
     pool = concurrent.futures.ThreadPoolExecutor(len(copies))
     try:
-        yield [pool.submit(work, start).result for start in starts]
+        futures = {start: pool.submit(work, start) for start in starts}
+        yield lambda start: futures[start].result()
     finally:  # after an interruption, without the batches that are waiting
         pool.shutdown(cancel_futures=True)
 
