@@ -108,7 +108,7 @@ class Checkpoint(keras.callbacks.Callback):
         for found, path in reversed(self._existing()):
             try:
                 self._load(model, path)
-            except Exception as error:  # h5py and Keras raise many kinds
+            except Exception as error:  # NumPy and zipfile raise many kinds
                 reason = str(error).strip().splitlines() or [repr(error)]
                 errors.append(f"{path}: {reason[0]}")
                 continue
