@@ -35,5 +35,11 @@ def test_commands_name_files_that_exist():
     root = Path(__file__).parents[1]
     for path in re.findall(r"(?<![/\w])(?:configs/\w+\.cfg|bin/\w+)", README):
         assert (root / path).is_file(), path
-    for path in re.findall(r"\]\((?!http)([^)]+)\)", README):
-        assert (root / path).exists(), path
+    for link in re.findall(r"\]\((?!http)([^)]+)\)", README):
+        path, _, anchor = link.partition("#")
+        assert (root / path).exists(), link
+        if anchor:
+            headings = re.findall(r"^#+ (.+)", (root / path).read_text(), re.M)
+            assert anchor in [
+                re.sub(r"[^\w-]", "", h.lower().replace(" ", "-")) for h in headings
+            ]
