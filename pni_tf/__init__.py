@@ -25,8 +25,10 @@ _MODULE_OF = {
     "PGD": "attacks",
     "ZOO": "attacks",
     "Attack": "attacks",
+    "BoundedSensitivity": "sensitivity",
     "CarliniWagnerL2": "attacks",
     "ExpectationOverNoise": "attacks",
+    "FixedNoise": "fixed_noise",
     "PNIAdversarialModel": "training",
     "PNIInput": "layers",
     "PNIOutput": "layers",
@@ -40,7 +42,9 @@ _MODULE_OF = {
     "export_saved_model": "export",
     "freeze_pni": "conversion",
     "fuse_batch_norm": "fusion",
+    "inject_pixeldp": "fixed_noise",
     "inject_pni": "conversion",
+    "inject_rse": "fixed_noise",
     "load_dataset": "data",
     "load_target": "export",
     "make_attack": "attacks",
@@ -78,4 +82,5 @@ def __dir__() -> list[str]:
 
 if "keras" in sys.modules:
     check_backend()
-    importlib.import_module("pni_tf.layers")
+    for _module in ("layers", "fixed_noise"):
+        importlib.import_module(f"pni_tf.{_module}")

@@ -52,24 +52,18 @@ def inject_pni(
 
     Reference: https://arxiv.org/abs/1811.09310, section 3.1 and Table 2.
     """
-    _check_convertible(model)
+    check_noise_free(model)
     if location not in LOCATIONS:
         raise ValueError(
             f"`location` must be one of {LOCATIONS}. Received: location={location!r}"
         )
-    names = {layer.name for layer in _leaf_layers(model)}
+    names = {layer.name for layer in leaf_layers(model)}
     unknown = sorted(set(exclude) - names)
     if unknown:
         raise ValueError(
             f"`exclude` names layers that {model.name!r} does not have: {unknown}. "
             f"Its layers are {sorted(names)}"
         )
-    for layer in _leaf_layers(model):
-        if _contains_noise(layer):
-            raise ValueError(
-                f"{model.name!r} already has noise, at layer {layer.name!r}. Call "
-                "`strip_pni` first"
-            )
     if location == "none":
         return rebuild(model, lambda layer: layer)
 
@@ -84,7 +78,7 @@ def inject_pni(
             f"{model.name!r} has no layer with a kernel to inject noise into. "
             f"Received: location={location!r}, exclude={exclude!r}"
         )
-    seeds = _seeds(seed, len(parts) * len(targets))
+    seeds = seeds_from(seed, len(parts) * len(targets))
     common = {"granularity": granularity, "initial_alpha": initial_alpha}
 
     name = None
@@ -164,7 +158,7 @@ def freeze_pni(model: keras.Model, seed: int) -> keras.Model:
     copy.set_weights(model.get_weights())
     wrappers = noise_wrappers(copy)
     # Not the seeds of `inject_pni`, whose first draw this would repeat.
-    fresh = _seeds([seed, 1], len(wrappers))
+    fresh = seeds_from([seed, 1], len(wrappers))
     seeds = dict(zip(map(id, wrappers), fresh, strict=True))
     frozen_alphas = []
 
@@ -220,7 +214,7 @@ def alphas(model: keras.Model) -> dict[str, np.ndarray]:
 
 def noise_wrappers(model: keras.Model) -> list[NoiseWrapper]:
     """Returns the PNI wrappers of a model, each once, in the order of its layers."""
-    found = [w for layer in _leaf_layers(model) for w in wrappers_of(layer)]
+    found = [w for layer in leaf_layers(model) for w in wrappers_of(layer)]
     return list(dict.fromkeys(found))  # nested models may share a layer
 
 
@@ -293,12 +287,23 @@ def _check_convertible(model):
         )
 
 
-def _leaf_layers(model):
+def check_noise_free(model: keras.Model) -> None:
+    """Raises an error if a model cannot be rebuilt, or has noise already."""
+    _check_convertible(model)
+    for layer in leaf_layers(model):
+        if _contains_noise(layer):
+            raise ValueError(
+                f"{model.name!r} already has noise, at layer {layer.name!r}. Call "
+                "`strip_pni` first"
+            )
+
+
+def leaf_layers(model):
     """Yields the layers of a model, those of nested models in their place."""
     for layer in model.layers:
         if isinstance(layer, keras.Model):
             _check_convertible(layer)
-            yield from _leaf_layers(layer)
+            yield from leaf_layers(layer)
         else:
             yield layer
 
@@ -331,14 +336,14 @@ def _without_hidden_noise(layer):
 def _kernels(model):
     """Returns the layers with a kernel; each must take and return one tensor."""
     layers = []
-    for layer in _leaf_layers(model):
+    for layer in leaf_layers(model):
         if any(w.name.endswith("kernel") for w in layer.weights):
             layers.append(layer)
     return layers
 
 
 def _normalisation(model):
-    for layer in _leaf_layers(model):
+    for layer in leaf_layers(model):
         if isinstance(layer, _INPUT_NORMALISATION):
             return [layer]
     raise ValueError(
@@ -348,7 +353,8 @@ def _normalisation(model):
     )
 
 
-def _seeds(seed, count):
+def seeds_from(seed, count):
+    """Returns an iterator over integer seeds that follow from one, or from None."""
     # Keras wants Python integers, and 31 bits fit every integer dtype of a seed.
     state = np.random.SeedSequence(seed).generate_state(count)
     return iter([int(value >> 1) for value in state])

@@ -12,6 +12,7 @@ import keras
 import tensorflow as tf
 
 from pni_tf.conversion import call_layer, is_convertible, rebuild, wrappers_of
+from pni_tf.fixed_noise import FixedNoise
 from pni_tf.layers import PNIInput, PNIWeight, output_channel_axes
 from pni_tf.noise import alpha_shape
 
@@ -271,7 +272,7 @@ def _is_foldable(layer, norm=None):
     layer = wrappers[0].layer if wrappers else layer
     return (
         type(layer) in _FOLDABLE
-        and all(type(wrapper) in (PNIWeight, PNIInput) for wrapper in wrappers)
+        and all(map(_is_before_the_kernel, wrappers))
         and layer.activation is keras.activations.linear
         and getattr(layer, "data_format", "channels_last") == "channels_last"
         and not getattr(layer, "lora_enabled", False)
@@ -283,6 +284,13 @@ def _is_foldable(layer, norm=None):
         and not any(part.activity_regularizer for part in [layer, *wrappers])
         and sum(isinstance(wrapper, PNIWeight) for wrapper in wrappers) <= 1
     )
+
+
+def _is_before_the_kernel(wrapper):
+    """Whether the noise of a wrapper is on the kernel or the input of its layer."""
+    if type(wrapper) is FixedNoise:
+        return wrapper.position == "input"
+    return type(wrapper) in (PNIWeight, PNIInput)
 
 
 def _is_transparent(model):

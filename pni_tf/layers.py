@@ -13,45 +13,26 @@ from pni_tf import noise
 
 
 class NoiseWrapper(keras.layers.Wrapper):
-    """What the three PNI wrappers share. Use one of them, not this class.
+    """What all wrappers that add noise share. Use one of them, not this class.
 
     Args:
         layer: The layer to wrap.
-        granularity: `"layerwise"`, `"channelwise"` or `"elementwise"`: how many
-            coefficients alpha there are (see `pni_tf.noise.alpha_shape`).
-        initial_alpha: Initial value of alpha; the paper's is 0.25.
         seed: Integer seed of the noise, or None for a random one.
         **kwargs: Arguments of `keras.layers.Layer`. A `dtype` changes nothing: the
             noise is computed in float32, and `layer` keeps its own.
+
+    Attributes:
+        alphas: The trained coefficients, if it has any.
     """
 
-    def __init__(
-        self, layer, granularity="layerwise", initial_alpha=0.25, seed=None, **kwargs
-    ):
+    def __init__(self, layer, seed=None, **kwargs):
         # Under mixed precision a policy of its own would give the noise float16 values,
         # even without autocast.
         super().__init__(layer, autocast=False, **{**kwargs, "dtype": "float32"})
-        if granularity not in noise.GRANULARITIES:
-            raise ValueError(
-                f"`granularity` must be one of {noise.GRANULARITIES}. "
-                f"Received: granularity={granularity!r}"
-            )
-        self.granularity = granularity
-        self.initial_alpha = initial_alpha
         self.seed = seed
         self.seed_generator = keras.random.SeedGenerator(seed)
         self.supports_masking = layer.supports_masking
         self.alphas = []
-
-    def _add_alpha(self, name, shape, channel_axes=(-1,)):
-        self.alphas.append(
-            self.add_weight(
-                name=name,
-                shape=noise.alpha_shape(shape, self.granularity, channel_axes),
-                initializer=keras.initializers.Constant(self.initial_alpha),
-                dtype="float32",
-            )
-        )
 
     def compute_output_shape(self, input_shape):
         return self.layer.compute_output_shape(input_shape)
@@ -74,16 +55,53 @@ class NoiseWrapper(keras.layers.Wrapper):
         super().load_own_variables(own)
 
     def get_config(self):
+        return {**super().get_config(), "seed": self.seed}
+
+
+class ParametricNoiseWrapper(NoiseWrapper):
+    """What the three PNI wrappers share. Use one of them, not this class.
+
+    Args:
+        layer: The layer to wrap.
+        granularity: `"layerwise"`, `"channelwise"` or `"elementwise"`: how many
+            coefficients alpha there are (see `pni_tf.noise.alpha_shape`).
+        initial_alpha: Initial value of alpha; the paper's is 0.25.
+        seed: See `NoiseWrapper`.
+        **kwargs: See `NoiseWrapper`.
+    """
+
+    def __init__(
+        self, layer, granularity="layerwise", initial_alpha=0.25, seed=None, **kwargs
+    ):
+        super().__init__(layer, seed, **kwargs)
+        if granularity not in noise.GRANULARITIES:
+            raise ValueError(
+                f"`granularity` must be one of {noise.GRANULARITIES}. "
+                f"Received: granularity={granularity!r}"
+            )
+        self.granularity = granularity
+        self.initial_alpha = initial_alpha
+
+    def _add_alpha(self, name, shape, channel_axes=(-1,)):
+        self.alphas.append(
+            self.add_weight(
+                name=name,
+                shape=noise.alpha_shape(shape, self.granularity, channel_axes),
+                initializer=keras.initializers.Constant(self.initial_alpha),
+                dtype="float32",
+            )
+        )
+
+    def get_config(self):
         return {
             **super().get_config(),
             "granularity": self.granularity,
             "initial_alpha": self.initial_alpha,
-            "seed": self.seed,
         }
 
 
 @keras.saving.register_keras_serializable(package="pni_tf")
-class PNIWeight(NoiseWrapper):
+class PNIWeight(ParametricNoiseWrapper):
     """Adds parametric noise to the kernels of a layer (PNI-W).
 
     Every weight of the layer whose name ends in `kernel` gets coefficients of its own.
@@ -94,8 +112,8 @@ class PNIWeight(NoiseWrapper):
     Args:
         layer: Any layer with a kernel: `Dense`, `EinsumDense`, convolutions of every
             kind, recurrent layers, or `Bidirectional` and `TimeDistributed` around one.
-        granularity: See `NoiseWrapper`.
-        initial_alpha: See `NoiseWrapper`.
+        granularity: See `ParametricNoiseWrapper`.
+        initial_alpha: See `ParametricNoiseWrapper`.
         seed: See `NoiseWrapper`.
         **kwargs: Arguments of `keras.layers.Layer`.
 
@@ -184,7 +202,7 @@ class PNIWeight(NoiseWrapper):
         return outputs
 
 
-class _ActivationNoise(NoiseWrapper):
+class _ActivationNoise(ParametricNoiseWrapper):
     """Noise on a batch of activations: common to `PNIOutput` and `PNIInput`."""
 
     def __init__(
@@ -233,7 +251,7 @@ class _ActivationNoise(NoiseWrapper):
             seed = tf.constant([self.seed, 0], "int64")
             shape = tf.concat([[1], shape[1:]], 0)
         else:
-            seed = _fold_in_replica(self.seed_generator.next())
+            seed = noise.fold_in_replica(self.seed_generator.next())
         noisy = noise.parametric_noise(
             values,
             tf.convert_to_tensor(self.alphas[0].value),
@@ -261,9 +279,10 @@ class PNIOutput(_ActivationNoise):
     Args:
         layer: Any layer with one input and one output tensor. Around the network's
             normalisation layer this is the paper's PNI-I.
-        granularity: See `NoiseWrapper`; `"channelwise"` is one alpha for each entry of
-            the last axis, `"elementwise"` one for each activation of an example.
-        initial_alpha: See `NoiseWrapper`.
+        granularity: See `ParametricNoiseWrapper`; `"channelwise"` is one alpha for each
+            entry of the last axis, `"elementwise"` one for each activation of an
+            example.
+        initial_alpha: See `ParametricNoiseWrapper`.
         sigma_over: `"batch"` (the paper): sigma is the standard deviation over the
             whole batch, so one prediction depends on its neighbours. `"example"`: one
             standard deviation for each example.
@@ -328,13 +347,3 @@ def output_channel_axes(layer, kernel):
             if letter in output and letter not in images
         )
     return (-1,)
-
-
-def _fold_in_replica(seed):
-    """Gives each replica of a distribution strategy its own stream of draws."""
-    context = tf.distribute.get_replica_context()
-    if context is None or context.num_replicas_in_sync == 1:
-        return seed
-    return tf.random.experimental.stateless_fold_in(
-        seed, tf.cast(context.replica_id_in_sync_group, seed.dtype)
-    )

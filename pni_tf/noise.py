@@ -101,3 +101,20 @@ def parametric_noise(
     normal = tf.random.stateless_normal(shape, seed, dtype=values.dtype)
     # The small factors first: one pass less over a batch of activations.
     return values + (alpha * tf.stop_gradient(sigma)) * normal
+
+
+def fold_in_replica(seed: tf.Tensor) -> tf.Tensor:
+    """Gives each replica of a distribution strategy its own stream of draws.
+
+    Args:
+        seed: Integer tensor of shape `[2]`, the same on all replicas.
+
+    Returns:
+        The seed itself where there is one replica.
+    """
+    context = tf.distribute.get_replica_context()
+    if context is None or context.num_replicas_in_sync == 1:
+        return seed
+    return tf.random.experimental.stateless_fold_in(
+        seed, tf.cast(context.replica_id_in_sync_group, seed.dtype)
+    )
