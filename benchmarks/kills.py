@@ -93,15 +93,16 @@ def kill(processes, run_dir, generator, while_writing):
     writing = scratch.exists()
     processes[victim].send_signal(signal.SIGKILL)
     statuses = finish(processes)
-    others = [s for i, s in enumerate(statuses) if i != victim]
+    others = {i: s for i, s in enumerate(statuses) if i != victim}
     done = [p.name for p in sorted(run_dir.glob("checkpoints/epoch*"))]
     print(
         f"killed worker {victim} {'while it wrote' if writing else 'at random'}; "
-        f"others ended with {others}; newest {done[-1][:-21] if done else None}",
+        f"others ended with {list(others.values())}; newest {done[-1][:-21] if done else None}",
         flush=True,
     )
-    # A survivor that had not met the victim yet says the same.
-    assert all(status == 75 for status in others), others
+    for index, status in others.items():  # also if it had not met the victim yet
+        log = run_dir.with_suffix(f".{index}.log").read_text()
+        assert status == 75, f"worker {index} ended with {status}:\n{log[-3000:]}"
     return True
 
 

@@ -38,6 +38,7 @@ _MODULE_OF = {
     "Transfer": "attacks",
     "alphas": "conversion",
     "build_model": "models",
+    "certify": "evaluation",
     "evaluate_robustness": "evaluation",
     "export_saved_model": "export",
     "freeze_pni": "conversion",

@@ -233,15 +233,17 @@ def _multi_worker(cluster, agree_on, timeout):
     guard = threading.Timer(timeout, _give_up, [cluster, timeout])
     guard.daemon = True
     guard.start()
-    strategy = tf.distribute.MultiWorkerMirroredStrategy(
-        tf.distribute.cluster_resolver.SimpleClusterResolver(
-            tf.train.ClusterSpec({"worker": list(cluster.addresses)}),
-            task_type="worker",
-            task_id=cluster.index,
-            rpc_layer="grpc",
+    place = {"index": cluster.index, "count": len(cluster.addresses)}
+    with Workers(**place).losing_workers():
+        strategy = tf.distribute.MultiWorkerMirroredStrategy(
+            tf.distribute.cluster_resolver.SimpleClusterResolver(
+                tf.train.ClusterSpec({"worker": list(cluster.addresses)}),
+                task_type="worker",
+                task_id=cluster.index,
+                rpc_layer="grpc",
+            )
         )
-    )
-    workers = Workers(strategy, cluster.index, len(cluster.addresses))
+    workers = Workers(strategy, **place)
     workers.barrier()
     guard.cancel()
     return workers

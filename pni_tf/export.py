@@ -11,6 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from pni_tf.attacks.base import check_number
 from pni_tf.attacks.diagnosis import gradient_warnings
 from pni_tf.conversion import noise_wrappers, strip_pni
 from pni_tf.files import file_digest
@@ -195,6 +196,48 @@ class Target:
     def predict(self, images) -> np.ndarray:
         """Returns int64 labels `[N]` of one draw: all that a label-only attack sees."""
         return tf.argmax(self.logits(tf.convert_to_tensor(images)), -1).numpy()
+
+    def predict_mean(self, images, draws: int = 10) -> np.ndarray:
+        """Returns probabilities `[N, K]`: the mean of the softmax over `draws` draws."""
+        logits = self.ensemble(draws).logits(tf.convert_to_tensor(images))
+        return tf.nn.softmax(logits).numpy()
+
+    def ensemble(self, draws: int = 10) -> "Target":
+        """Returns the target that predicts by the mean of the softmax over some draws.
+
+        This is how random self-ensemble and PixelDP predict. Its logits are the
+        logarithms of the mean, each call with fresh draws, and attacks differentiate
+        through all of them, which takes the memory of all.
+
+        Args:
+            draws: Number of draws, at least 1.
+
+        Raises:
+            ValueError: If the target is not random, or returns no logits.
+        """
+        check_number("draws", draws, minimum=1, integer=True)
+        if not self.stochastic or self.labels_only or self.probabilities:
+            raise ValueError(
+                "An ensemble needs a random network that returns logits. "
+                f"Received: {self.name!r}, stochastic={self.stochastic}, "
+                f"labels_only={self.labels_only}, probabilities={self.probabilities}"
+            )
+
+        def logits(images):
+            each = tf.map_fn(
+                lambda _: tf.nn.log_softmax(self.logits(images)),
+                tf.range(draws),
+                fn_output_signature=tf.float32,
+                parallel_iterations=1,
+            )
+            return tf.reduce_logsumexp(each, 0) - np.float32(np.log(draws))
+
+        return dataclasses.replace(
+            self,
+            name=f"{self.name} (mean of {draws} draws)",
+            logits=logits,
+            replicas=tuple(copy.ensemble(draws) for copy in self.replicas),
+        )
 
     def frozen(self, seed: int = 0) -> "Target":
         """Returns the deterministic target that repeats one draw of the noise.

@@ -258,7 +258,6 @@ def _convolutions(model):
 
 def _before(model, first):
     """Returns the size of the images at a convolution, and each channel's factor."""
-    harmless = (keras.layers.InputLayer, keras.layers.ZeroPadding2D)
     scale = None
     for layer in leaf_layers(model):
         if layer is first:

@@ -57,11 +57,12 @@ def _run(settings, directory, cluster):
         timeout=settings.cluster_timeout,
         tpu=settings.tpu,
     )
-    if workers.is_chief:
+    output = contextlib.nullcontext()
+    if not workers.is_chief:
+        output = directory.log_of(workers.index)
+    # Peers may die at any time, as while variables are made, which are sent to all.
+    with output, workers.losing_workers():
         _train(settings, directory, workers)
-    else:
-        with directory.log_of(workers.index):
-            _train(settings, directory, workers)
 
 
 def _train(settings, directory, workers):

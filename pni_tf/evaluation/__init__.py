@@ -1,5 +1,6 @@
 """Robust accuracy with honest accounting for random networks."""
 
+from pni_tf.evaluation.certification import Certificate, certify
 from pni_tf.evaluation.checklist import Checklist, run_checklist
 from pni_tf.evaluation.curves import CURVES, evaluate_curve
 from pni_tf.evaluation.results import Result, Scenario, union, worst_cases
@@ -15,10 +16,12 @@ from pni_tf.evaluation.suites import (
 
 __all__ = [
     "CURVES",
+    "Certificate",
     "Checklist",
     "Result",
     "ResultStore",
     "Scenario",
+    "certify",
     "evaluate_curve",
     "evaluate_robustness",
     "paper_suite",
