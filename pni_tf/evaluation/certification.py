@@ -1,0 +1,205 @@
+"""Certified accuracy: what no attack within a radius can change.
+
+Only noise in front of which the sensitivity is bounded certifies anything: that of
+PixelDP. Noise on weights (PNI) or of random self-ensemble does not, whatever attacks
+find.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from pni_tf.attacks.base import check_number
+from pni_tf.conversion import noise_wrappers
+from pni_tf.evaluation.radii import (
+    clopper_pearson_bounds,
+    cohen_radius,
+    hoeffding_bounds,
+    pixeldp_radius,
+)
+from pni_tf.export import load_target
+from pni_tf.fixed_noise import FixedNoise
+from pni_tf.sensitivity import BoundedSensitivity
+from pni_tf.validation import validate_images, validate_labels
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Certificate:
+    """What one method certifies about some images.
+
+    Attributes:
+        method: How the radii were computed.
+        norm: The norm of the radii: `"l2"` or `"l1"`.
+        draws: Draws of the noise behind each radius.
+        failure: Probability that the radius of an image is wrong.
+        labels: The true labels `[N]`.
+        predictions: Predicted labels `[N]`.
+        radii: Certified radii `[N]`, 0 where nothing is certified, for pixels in
+            `[0, 1]`.
+    """
+
+    method: str
+    norm: str
+    draws: int
+    failure: float
+    labels: np.ndarray = dataclasses.field(repr=False)
+    predictions: np.ndarray = dataclasses.field(repr=False)
+    radii: np.ndarray = dataclasses.field(repr=False)
+
+    def accuracy(self, radius: float = 0.0) -> float:
+        """Returns the share of images that are right with a radius of at least this.
+
+        At 0 it is the accuracy of the prediction, certified or not.
+        """
+        correct = self.predictions == self.labels
+        return float(np.mean(correct & (self.radii >= radius)))
+
+
+def certify(
+    model: keras.Model,
+    images: np.ndarray,
+    labels: np.ndarray,
+    *,
+    draws: int = 2000,
+    selection_draws: int = 100,
+    failure: float = 0.05,
+    batch_size: int = 500,
+    seed: int = 0,
+    progress: Callable[[Iterator, str], Iterator] | None = None,
+) -> list[Certificate]:
+    """Certifies the predictions of a PixelDP network by Monte Carlo.
+
+    The methods are PixelDP's own on the mean softmax, with Hoeffding's bounds, and on
+    votes, with those of Clopper and Pearson; each side of each class gets an equal part
+    of the failure probability. With Gaussian noise there is also randomized smoothing
+    (Cohen et al.), on the same votes, for a class that further draws have selected;
+    radii are three to four times larger for the same noise.
+
+    None says much about the Linf ball: one of radius epsilon around an image of `n`
+    values is inside the L2 ball of radius `epsilon * sqrt(n)` only.
+
+    Args:
+        model: A network from `inject_pixeldp`.
+        images: Float32 `[N, H, W, C]` in `[0, 1]`.
+        labels: Integers `[N]`.
+        draws: Draws of the noise for each image.
+        selection_draws: Further draws, from which Cohen's method selects the class.
+        failure: Probability that the radius of an image is wrong, in `(0, 1)`.
+        batch_size: Images in a forward pass.
+        seed: Seed of the noise.
+        progress: See `evaluate_robustness`; over batches.
+
+    Returns:
+        One certificate for each method.
+
+    Raises:
+        ValueError: If the model does not have the noise layer of PixelDP and no other
+            noise, or an argument is out of range.
+
+    Reference: https://arxiv.org/abs/1802.03471, section 3.4;
+    https://arxiv.org/abs/1902.02918, section 3.2.
+    """
+    wrapper = _pixeldp_wrapper(model)
+    for name, value in (
+        ("draws", draws),
+        ("selection_draws", selection_draws),
+        ("batch_size", batch_size),
+    ):
+        check_number(name, value, minimum=1, integer=True)
+    if not 0 < failure < 1:
+        raise ValueError(f"`failure` must be in (0, 1). Received: failure={failure}")
+    target = load_target(model)
+    images = validate_images(images, image_shape=target.image_shape)
+    labels = validate_labels(labels, target.num_classes, num_examples=len(images))
+    target.reseed(seed)
+    statistics = _statistics(target)
+    starts = range(0, len(images), batch_size)
+    parts = []
+    for start in progress(starts, "certificates") if progress else starts:
+        batch = tf.constant(images[start : start + batch_size])
+        _, selection = statistics(batch, selection_draws)
+        parts.append((*statistics(batch, draws), selection))
+    scores, votes, selection = (
+        np.concatenate(part) for part in zip(*parts, strict=True)
+    )
+
+    constraint = wrapper.layer.kernel_constraint
+    kernel = tf.cast(tf.convert_to_tensor(wrapper.layer.kernel), "float64")
+    noise = {
+        "scale": wrapper.scale,
+        "sensitivity": float(constraint.sensitivity(kernel)),
+    }
+    common = {"norm": constraint.norm, "failure": failure, "labels": labels}
+    common["draws"] = draws
+    certificates = []
+    for method, values, bounds in (
+        ("PixelDP, Hoeffding", scores / draws, hoeffding_bounds),
+        ("PixelDP, Clopper-Pearson", votes, clopper_pearson_bounds),
+    ):
+        lower, upper = bounds(values, draws, failure / (2 * target.num_classes))
+        predictions = values.argmax(1)
+        best = np.take_along_axis(lower, predictions[:, None], 1)[:, 0]
+        np.put_along_axis(upper, predictions[:, None], -1, 1)
+        radii = pixeldp_radius(
+            best, upper.max(1), distribution=wrapper.distribution, **noise
+        )
+        certificates.append(
+            Certificate(method=method, predictions=predictions, radii=radii, **common)
+        )
+    if wrapper.distribution == "gaussian":
+        predictions = selection.argmax(1)
+        counts = np.take_along_axis(votes, predictions[:, None], 1)[:, 0]
+        lower, _ = clopper_pearson_bounds(counts, draws, failure)
+        certificates.append(
+            Certificate(
+                method="Cohen",
+                predictions=predictions,
+                radii=cohen_radius(lower, **noise),
+                **common,
+            )
+        )
+    return certificates
+
+
+def _pixeldp_wrapper(model):
+    wrappers = noise_wrappers(model) if isinstance(model, keras.Model) else []
+    if len(wrappers) == 1 and isinstance(wrappers[0], FixedNoise):
+        (wrapper,) = wrappers
+        bounded = getattr(wrapper.layer, "kernel_constraint", None)
+        if (
+            wrapper.position == "output"
+            and not wrapper.frozen
+            and isinstance(bounded, BoundedSensitivity)
+        ):
+            return wrapper
+    raise ValueError(
+        "A certificate needs a network from `inject_pixeldp`: noise anywhere else, as "
+        "on weights, certifies nothing. Received: a model with "
+        f"{len(wrappers)} noise layer(s): {[w.name for w in wrappers][:3]}"
+    )
+
+
+def _statistics(target):
+    """Returns a function to the sums of softmax and of votes over some draws."""
+    classes = target.num_classes
+    shape = tf.TensorSpec([None, *target.image_shape], tf.float32)
+
+    @tf.function(input_signature=[shape, tf.TensorSpec([], tf.int32)])
+    def statistics(images, draws):
+        def add(i, scores, votes):
+            logits = target.logits(images)
+            scores += tf.cast(tf.nn.softmax(logits), tf.float64)
+            votes += tf.one_hot(tf.argmax(logits, -1), classes, dtype=tf.int32)
+            return i + 1, scores, votes
+
+        zeros = tf.zeros([tf.shape(images)[0], classes], tf.int32)
+        start = (0, tf.cast(zeros, tf.float64), zeros)
+        _, *sums = tf.while_loop(
+            lambda i, *_: i < draws, add, start, parallel_iterations=1
+        )
+        return sums
+
+    return lambda images, draws: [s.numpy() for s in statistics(images, draws)]
