@@ -94,10 +94,10 @@ def kill(processes, run_dir, generator, while_writing):
     processes[victim].send_signal(signal.SIGKILL)
     statuses = finish(processes)
     others = {i: s for i, s in enumerate(statuses) if i != victim}
-    done = [p.name for p in sorted(run_dir.glob("checkpoints/epoch*"))]
+    done = [p.name[:-21] for p in sorted(run_dir.glob("checkpoints/epoch*"))]
     print(
         f"killed worker {victim} {'while it wrote' if writing else 'at random'}; "
-        f"others ended with {list(others.values())}; newest {done[-1][:-21] if done else None}",
+        f"others ended with {list(others.values())}; newest {done[-1:]}",
         flush=True,
     )
     for index, status in others.items():  # also if it had not met the victim yet

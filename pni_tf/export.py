@@ -198,9 +198,9 @@ class Target:
         return tf.argmax(self.logits(tf.convert_to_tensor(images)), -1).numpy()
 
     def predict_mean(self, images, draws: int = 10) -> np.ndarray:
-        """Returns probabilities `[N, K]`: the mean of the softmax over `draws` draws."""
-        logits = self.ensemble(draws).logits(tf.convert_to_tensor(images))
-        return tf.nn.softmax(logits).numpy()
+        """Returns probabilities `[N, K]`: the mean of the softmax over some draws."""
+        logits = tf.function(self.ensemble(draws).logits)
+        return tf.nn.softmax(logits(tf.convert_to_tensor(images))).numpy()
 
     def ensemble(self, draws: int = 10) -> "Target":
         """Returns the target that predicts by the mean of the softmax over some draws.

@@ -6,8 +6,6 @@ import scipy.stats
 from pni_tf.attacks.base import check_choice, check_number
 from pni_tf.fixed_noise import DISTRIBUTIONS
 
-_EPSILONS = np.linspace(0, 1, 2001)[1:]  # the Gaussian mechanism holds up to 1
-
 
 def pixeldp_radius(
     lower: np.ndarray,
@@ -36,19 +34,19 @@ def pixeldp_radius(
 
     Returns:
         Radii in the L2 (Gaussian) or L1 norm (Laplace); 0 where nothing is certified.
+        With Laplace noise, infinity where `upper` is 0.
 
     Reference: https://arxiv.org/abs/1802.03471, proposition 2 and section 3.4.
     """
     check_choice("distribution", distribution, DISTRIBUTIONS)
     lower, upper = np.asarray(lower, float), np.asarray(upper, float)
+    with np.errstate(divide="ignore"):
+        most = 0.5 * np.log(np.maximum(lower, upper) / upper)  # above it no d is left
     if distribution == "laplace":
-        with np.errstate(divide="ignore"):
-            epsilon = 0.5 * np.log(np.maximum(lower, upper) / upper)
-        # With `upper = 0` no change at all could alter the prediction.
-        return np.where(lower > upper, epsilon * scale / sensitivity, 0.0)
-    epsilon = _EPSILONS.reshape(-1, *[1] * lower.ndim)
+        return most * scale / sensitivity
+    shares = np.linspace(0, 1, 2001)[1:].reshape(-1, *[1] * lower.ndim)
+    epsilon = np.minimum(most, 1) * shares  # the Gaussian mechanism holds up to 1
     delta = (lower - np.exp(2 * epsilon) * upper) / (1 + np.exp(epsilon))
-    # d itself must be below this, and any d below it is as good as we please.
     possible = np.maximum(delta, np.finfo(float).tiny)
     radii = scale * epsilon / (sensitivity * np.sqrt(2 * np.log(1.25 / possible)))
     return np.where(delta > 0, radii, 0.0).max(0)
