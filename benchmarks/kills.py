@@ -75,11 +75,11 @@ def finish(processes):
     return [process.wait(timeout=300) for process in processes]
 
 
-def kill(processes, run_dir, generator, while_writing):
+def kill(processes, run_dir, generator, while_writing, seconds):
     """Kills a process at a random moment; returns whether it was still running."""
     victim = generator.randrange(len(processes))
     # From the import of TensorFlow to the end of the training.
-    deadline = time.monotonic() + generator.uniform(1, 16)
+    deadline = time.monotonic() + generator.uniform(1, seconds)
     while time.monotonic() < deadline:
         if processes[victim].poll() is not None:
             return False
@@ -155,7 +155,8 @@ def main():
         assert finish(start(whole, options.epochs, options.workers)) == (
             [0] * options.workers
         )
-        print(f"without interruption: {time.monotonic() - begin:.0f} s", flush=True)
+        seconds = time.monotonic() - begin
+        print(f"without interruption: {seconds:.0f} s", flush=True)
         kills, run, problems = 0, 0, []
         while kills < options.kills:
             run += 1
@@ -163,7 +164,9 @@ def main():
             running = True
             while running and kills < options.kills:
                 processes = start(run_dir, options.epochs, options.workers)
-                running = kill(processes, run_dir, generator, kills % 2 == 1)
+                running = kill(
+                    processes, run_dir, generator, kills % 2 == 1, seconds / 3
+                )
                 kills += running
             if running:
                 processes = start(run_dir, options.epochs, options.workers)

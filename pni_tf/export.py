@@ -173,6 +173,7 @@ class Target:
         labels_only: Whether the logits are but the one-hot predicted label.
         reseed: Callable from an integer that makes the following draws repeatable, or
             None.
+        draws: Draws of the noise in one call: more than 1 for an ensemble.
         device: The device that it computes on, or None for TensorFlow's choice.
         replicas: The same model on further devices, for evaluations to share the work.
     """
@@ -188,6 +189,7 @@ class Target:
     probabilities: bool = False
     labels_only: bool = False
     reseed: Callable[[int], None] | None = dataclasses.field(default=None, repr=False)
+    draws: int = 1
     device: str | None = None
     replicas: "tuple[Target, ...]" = dataclasses.field(default=(), repr=False)
     # An exported model's variables are deleted when nothing refers to it any more.
@@ -236,6 +238,7 @@ class Target:
             self,
             name=f"{self.name} (mean of {draws} draws)",
             logits=logits,
+            draws=draws * self.draws,
             replicas=tuple(copy.ensemble(draws) for copy in self.replicas),
         )
 

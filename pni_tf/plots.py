@@ -158,6 +158,37 @@ def plot_curves(
     return figure
 
 
+def plot_certified_accuracy(
+    radii: dict[str, np.ndarray], *, norm: str, title: str = ""
+) -> Figure:
+    """Draws the certified accuracy over the radius, one line for each method.
+
+    Args:
+        radii: From the name of a method to the radii `[N]` of all images, with NaN for
+            an image that is classified wrongly.
+        norm: The norm of the radii.
+        title: Title of the figure.
+    """
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    for (name, values), colour in zip(radii.items(), _shades(len(radii)), strict=True):
+        # As many images as come after it are certified at the radius of each.
+        known = np.sort(values[np.isfinite(values)])
+        share = 100 * np.arange(len(known), 0, -1) / len(values)
+        axes.step(
+            [0, *known], [*share[:1], *share], where="pre", color=colour, label=name
+        )
+    axes.set(
+        xlabel=f"radius ({norm.upper()})",
+        ylabel="certified accuracy (%)",
+        ylim=(-3, 103),
+        title=title,
+    )
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return figure
+
+
 def _shades(count):
     from matplotlib import colormaps
 

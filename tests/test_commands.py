@@ -1,3 +1,4 @@
+import csv
 import os
 import re
 import signal
@@ -15,6 +16,7 @@ from keras import layers
 from pni_tf import data, models
 from pni_tf.cli import app, evaluate, export, train, train_flags
 from pni_tf.cluster import WorkerLost
+from pni_tf.fixed_noise import inject_pixeldp
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("*.cfg"))
@@ -98,8 +100,13 @@ NUMBERS = (
     "weight_decay",
     "validation_split",
     "checkpoint_minutes",
+    "rse_first",
+    "rse_others",
+    "pixeldp_bound",
 )
 ENUMS = {
+    "noise": "<pni|rse|pixeldp>",
+    "pixeldp_distribution": "<gaussian|laplace>",
     "pni": "<w|a-a|a-b|i|w+a-a|w+a-b|none>",
     "pni_granularity": "<layerwise|channelwise|elementwise>",
     "pni_sigma": "<batch|example>",
@@ -119,6 +126,7 @@ COUNTS = (
     "batch_size",
     "eval_draws",
     "eval_expectation",
+    "eval_ensemble",
     "eval_examples",
     "base_batch_size",
     "checkpoint_steps",
@@ -130,6 +138,8 @@ CONTRADICTIONS = (
     ("--width=0", "--width"),
     ("--noadversarial --nonoise_in_attack", "--nonoise_in_attack"),
     ("--pni=none --nonoise_in_attack", "--nonoise_in_attack"),
+    ("--pni=none --eval_ensemble=5", "--eval_ensemble"),
+    ("--noise=pixeldp --pixeldp_bound=0", "--pixeldp_bound"),
     ("--noadversarial --epoch_delay=1", "--epoch_delay"),
     ("--epochs=3 --epoch_delay=3", "--epoch_delay=3"),
     ("--clean_weight=0 --adversarial_weight=0", "--clean_weight"),
@@ -264,6 +274,19 @@ class TestRunDirectory:
             assert f"\n  {line}\n" in result.err
         assert (folder / "run" / "flags.cfg").read_text() == before
         assert_refused(command(train, *first), "stopped here")  # goes on
+
+    def test_a_run_of_an_earlier_version_goes_on(
+        self, command, folder, stop_before_tensorflow
+    ):
+        """Its file lacks a flag that has been added since, and had no effect."""
+        assert_refused(command(train, "--run_dir=run"), "stopped here")
+        (folder / "run" / "checkpoints").mkdir()
+        path = folder / "run" / "flags.cfg"
+        path.write_text(path.read_text().replace("--noise=pni\n", ""))
+        assert_refused(command(train, "--run_dir=run"), "stopped here")
+        path.write_text(path.read_text().replace("--noise=pni\n", ""))
+        result = command(train, "--run_dir=run", "--noise=rse")
+        assert "no --noise in the run directory, --noise=rse now" in result.err
 
     def test_where_things_lie_may_differ(self, command, folder, stop_before_tensorflow):
         command(train, "--run_dir=run", "--data_dir=a")
@@ -515,6 +538,9 @@ def files(tmp_path_factory):
         keras.Sequential(stack).save(path / name)
     stack.append(layers.Softmax())
     keras.Sequential(stack).save(path / "probabilities.keras")
+    stack = [keras.Input((8, 8, 1)), layers.Conv2D(4, 3), layers.Flatten()]
+    network = inject_pixeldp(keras.Sequential([*stack, layers.Dense(10)]))
+    network.save(path / "pixeldp.keras")
     whole = (path / "good.keras").read_bytes()
     (path / "truncated.keras").write_bytes(whole[: len(whole) // 2])
     (path / "text.keras").write_text("words")
@@ -574,6 +600,10 @@ class TestEvaluateFlags:
                 ],
                 ["--substitute_images=360", "none of the 360"],
             ),
+            (["good.keras", *ON_DIGITS, "--certify"], ["inject_pixeldp", "0 noise"]),
+            (["good.keras", *ON_DIGITS, "--certify_draws=0"], ["--certify_draws=0"]),
+            (["good.keras", *ON_DIGITS, "--ensemble=0"], ["--ensemble=0"]),
+            (["good.keras", *ON_DIGITS, "--ensemble=2"], ["needs a random network"]),
             (["good.keras", *ON_DIGITS, "--norm=l1"], ["--norm=l1", "linf"]),
             (["good.keras", *ON_DIGITS, "--draws=0"], ["--draws=0"]),
             (["good.keras", *ON_DIGITS, "--examples=0"], ["--examples=0"]),
@@ -601,6 +631,32 @@ class TestEvaluateFlags:
         before = sorted(os.listdir(files))
         assert_refused(command(evaluate, *argv), *words)
         assert sorted(os.listdir(files)) == before
+
+    def test_certificates_and_ensemble(self, command, files, folder):
+        argv = (
+            *("--examples=20", "--attacks=fgsm", "--expectation=1", "--draws=2"),
+            *("--ensemble=3", "--certify", "--certify_draws=100", "--output_dir=out"),
+        )
+        result = command(evaluate, files / "pixeldp.keras", *ON_DIGITS, *argv)
+        assert (result.status, result.err) == (0, "")
+        assert "| accuracy (%) | noise on" in result.out
+        assert "mean of 3 draws |" in result.out
+        table = re.search(r"^\| certified accuracy .*?\n\n", result.out, re.M | re.S)[0]
+        with (folder / "out" / "certificates.csv").open() as file:
+            rows = list(csv.DictReader(file))
+        assert len(rows) == 3 * 20
+        header, _, *lines = [line.split("|")[1:-1] for line in table.split("\n")[:-2]]
+        for line in lines:
+            name, *cells = map(str.strip, line)
+            found = [row for row in rows if row["method"] == name]
+            for radius, cell in zip(map(float, header[1:]), cells, strict=True):
+                certified = [
+                    row["label"] == row["prediction"] and float(row["radius"]) >= radius
+                    for row in found
+                ]
+                assert float(cell) == pytest.approx(100 * sum(certified) / 20)
+        assert (folder / "out" / "certified_accuracy.png").stat().st_size > 1000
+        assert f"\n\n{table}" in (folder / "out" / "report.md").read_text()
 
     def test_images_of_another_size(self, command, files, tmp_path):
         argv = [files / "other_size.keras", *ON_DIGITS, f"--output_dir={tmp_path}/out"]

@@ -38,9 +38,7 @@ def test_gaussian_radius_is_the_largest_that_the_condition_holds_at(lower, upper
 
 @pytest.mark.parametrize("distribution", ["gaussian", "laplace"])
 def test_nothing_is_certified_for_a_tie(distribution):
-    radii = pixeldp_radius(
-        [0.5, 0.3], [0.5, 0.4], scale=1.0, distribution=distribution
-    )
+    radii = pixeldp_radius([0.5, 0.3], [0.5, 0.4], scale=1.0, distribution=distribution)
     assert radii.tolist() == [0, 0]
 
 

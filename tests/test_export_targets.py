@@ -172,6 +172,57 @@ def difference(one, other):
     return np.abs(np.subtract(one, other)).max()
 
 
+class TestEnsemble:
+    def test_is_the_mean_of_its_draws(self, target):
+        target.reseed(5)
+        found = target.predict_mean(IMAGES, 4)
+        target.reseed(5)
+        draws = [tf.nn.softmax(target.logits(tf.constant(IMAGES))) for _ in range(4)]
+        assert difference(draws[0], draws[1]) > 1e-3
+        np.testing.assert_allclose(found, np.mean(draws, 0), rtol=1e-4, atol=1e-6)
+
+    def test_gradient_is_that_of_the_mean(self, target):
+        """Of the log of the mean softmax, by the gradients of the single draws."""
+        images = tf.constant(IMAGES)
+        target.reseed(5)
+        with tf.GradientTape() as tape:
+            tape.watch(images)
+            total = tf.reduce_sum(target.ensemble(3).logits(images)[:, 0])
+        found = tape.gradient(total, images)
+        target.reseed(5)
+        scores, gradients = [], []
+        for _ in range(3):
+            with tf.GradientTape() as tape:
+                tape.watch(images)
+                score = tf.nn.softmax(target.logits(images))[:, 0]
+            gradients.append(tape.gradient(score, images))
+            scores.append(score)
+        mean = np.mean(scores, 0).reshape(-1, 1, 1, 1)
+        np.testing.assert_allclose(found, np.mean(gradients, 0) / mean, atol=1e-4)
+
+    def test_properties(self, target):
+        ensemble = target.ensemble(3)
+        assert ensemble.name == f"{target.name} (mean of 3 draws)"
+        assert (ensemble.draws, ensemble.ensemble(2).draws) == (3, 6)
+        assert ensemble.stochastic
+        for one in (target.noise_free, target.frozen()):
+            with pytest.raises(ValueError, match="needs a random network"):
+                one.ensemble()
+        with pytest.raises(ValueError, match="`draws`"):
+            target.ensemble(0)
+
+    def test_its_draws_count_as_those_of_an_expectation(self, target):
+        """Expectation over 6 draws is two calls of three, each with one gradient."""
+        labels = target.noise_free.predict(IMAGES)
+        attack = PGD(epsilon=0.2, step_size=0.1, steps=5)
+        rows = [Scenario(name="PGD", attack=attack, expectation=6)]
+        for draws, gradients in ((1, 30), (3, 10), (6, 5)):
+            (found,) = evaluate_robustness(
+                target.ensemble(draws), IMAGES, labels, rows, draws=2
+            )
+            assert set(found.gradients) == {gradients}
+
+
 class TestFrozen:
     def test_one_draw_is_repeated(self, target):
         images = tf.constant(IMAGES)

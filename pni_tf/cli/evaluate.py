@@ -132,6 +132,27 @@ def define() -> None:
         "and what came later.",
         module_name=ANALYSIS,
     )
+    flags.DEFINE_integer(
+        "ensemble",
+        1,
+        "Above 1, a further column for a random model: prediction by the mean of the "
+        "softmax over this many draws, attacked through that mean.",
+        lower_bound=1,
+        module_name=ANALYSIS,
+    )
+    flags.DEFINE_bool(
+        "certify",
+        False,
+        "Certified radii of a PixelDP network, and the accuracy over the radius.",
+        module_name=ANALYSIS,
+    )
+    flags.DEFINE_integer(
+        "certify_draws",
+        2000,
+        "Draws of the noise behind each certified radius.",
+        lower_bound=1,
+        module_name=ANALYSIS,
+    )
     flags.DEFINE_string(
         "twin",
         None,
@@ -241,6 +262,9 @@ def parse(model: str) -> SimpleNamespace:
         substitute_images=given.substitute_images,
         curves=curves,
         checklist=given.checklist,
+        ensemble=given.ensemble,
+        certify=given.certify,
+        certify_draws=given.certify_draws,
         twin=given.twin and Path(given.twin),
         strategy=given.strategy,
         cpu_devices=given.cpu_devices,

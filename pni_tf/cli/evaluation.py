@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from types import SimpleNamespace
 
+import numpy as np
 from tqdm import tqdm
 
 from pni_tf import files, plots
@@ -15,12 +16,14 @@ from pni_tf.distribution import Workers
 from pni_tf.evaluation import (
     ResultStore,
     Scenario,
+    certify,
     evaluate_curve,
     evaluate_robustness,
     report,
     run_checklist,
     worst_cases,
 )
+from pni_tf.evaluation.certification import pixeldp_wrapper
 from pni_tf.evaluation.store import slug
 from pni_tf.export import Target, load_target
 
@@ -50,11 +53,14 @@ def evaluate(settings: SimpleNamespace, workers: Workers) -> None:
         kind: {name: run.curve(name, kind) for name in targets}
         for kind in settings.curves
     }
-    checklist = None
+    checklist = certificates = None
     if settings.checklist:
         checklist = run.checklist(next(iter(targets)))
     if workers.is_chief:
-        _write(settings, columns, curves, checklist, planner.substitutes)
+        if settings.certify:
+            certificates = run.certificates(next(iter(targets)))
+        analyses = (curves, checklist, certificates)
+        _write(settings, columns, *analyses, planner.substitutes)
     workers.barrier()
 
 
@@ -152,6 +158,19 @@ class _Runner:
             **self._options(name, "checklist"),
         )
 
+    def certificates(self, name):
+        store = self._options(name, "certificates")["store"]
+        return certify(
+            self.targets[name].source,
+            self.images,
+            self.labels,
+            draws=self.settings.certify_draws,
+            batch_size=self.settings.batch_size,
+            seed=self.settings.seed,
+            store=store,
+            progress=_logged(progress_bar(name), name),
+        )
+
     def _options(self, name, part="examples"):
         identity = self.identities[name]
         if part == "checklist":
@@ -172,7 +191,12 @@ def _load(settings, devices):
     targets = {"model" if target.noise_free is None else "noise on": target}
     if target.noise_free is not None:
         targets["noise off"] = target.noise_free
+    if settings.ensemble > 1:
+        name = f"mean of {settings.ensemble} draws"
+        targets[name] = target.ensemble(settings.ensemble)
     identities = dict.fromkeys(targets, _digest(settings.model))
+    if settings.certify:
+        pixeldp_wrapper(target.source)  # which it lacks, it should say so at once
     if settings.twin is not None:
         targets["twin"] = load_target(settings.twin, devices=devices)
         identities["twin"] = _digest(settings.twin)
@@ -211,7 +235,7 @@ def _data(settings):
     return images[:last], labels[:last], images[last:]
 
 
-def _write(settings, columns, curves, checklist, substitutes):
+def _write(settings, columns, curves, checklist, certificates, substitutes):
     """Writes every file of the results, and prints the tables."""
     output = settings.output
     title = f"{settings.model.name}, {settings.dataset}"
@@ -250,6 +274,16 @@ def _write(settings, columns, curves, checklist, substitutes):
             xlabel={"draws": "draws of the expectation over noise"}.get(kind, kind),
             title=f"PGD, {title}",
         )
+    if certificates is not None:
+        figures["certified_accuracy"] = plots.plot_certified_accuracy(
+            {
+                c.method: np.where(c.predictions == c.labels, c.radii, np.nan)
+                for c in certificates
+            },
+            norm=certificates[0].norm,
+            title=title,
+        )
+        report.write_certificates(output / "certificates.csv", certificates)
     for name, figure in figures.items():
         figure.savefig(output / f"{name}.png", dpi=120)
     parts = [report.format_table(columns), report.describe(columns)]
@@ -260,6 +294,8 @@ def _write(settings, columns, curves, checklist, substitutes):
         content = json.dumps(checklist.to_json(), indent=2) + "\n"
         files.write_text(output / "checklist.json", content)
         parts.append(checklist.to_markdown())
+    if certificates is not None:
+        parts.append(report.format_certificates(certificates))
     if warnings:
         parts.append(warnings)
     pictures = [f"![{name}]({name}.png)" for name in figures]

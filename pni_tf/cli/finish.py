@@ -10,7 +10,7 @@ from pni_tf import files, plots
 from pni_tf.callbacks import HistoryFile
 from pni_tf.cli.evaluation import evaluate_columns
 from pni_tf.cli.run_directory import RunDirectory
-from pni_tf.cli.training import training_attack
+from pni_tf.cli.training import NOISE_NAMES, training_attack
 from pni_tf.data import Dataset
 from pni_tf.distribution import Workers
 from pni_tf.evaluation import ResultStore, report, standard_scenarios
@@ -36,7 +36,7 @@ def finish(
         columns = evaluate(settings, directory, targets, dataset, workers)
     if workers.is_chief:
         figures = []
-        if settings.pni != "none":
+        if settings.noise == "pni" and settings.pni != "none":
             figures.append(_save(_alphas(directory), directory.path / "alphas.png"))
         if settings.evaluate:
             figures += _pictures(settings, directory, columns, targets, dataset)
@@ -85,13 +85,17 @@ def evaluate(
 def _targets(settings, directory, undefended, devices):
     target = load_target(directory.model, devices=devices)
     kind = "adversarial training" if settings.adversarial else "no defence"
+    noise = NOISE_NAMES[settings.noise]
     if target.noise_free is None:
         targets = {kind: target}
     else:
-        targets = {"with PNI": target, "without PNI": target.noise_free}
+        targets = {f"with {noise}": target, f"without {noise}": target.noise_free}
+    if settings.eval_ensemble > 1:
+        name = f"with {noise}, mean of {settings.eval_ensemble}"
+        targets[name] = target.ensemble(settings.eval_ensemble)
     if directory.best_model.exists():
         best = load_target(directory.best_model, devices=devices)
-        name = "with PNI" if best.noise_free is not None else kind
+        name = f"with {noise}" if best.noise_free is not None else kind
         targets[f"{name}, best epoch"] = best
     if undefended is not None:
         targets["no defence"] = load_target(undefended.model, devices=devices)

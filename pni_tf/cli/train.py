@@ -27,7 +27,8 @@ def main() -> None:
     settings = train_flags.settings()
     _check(settings)
     if settings.run_dir is None:
-        name = f"{settings.dataset}_{settings.model}_{settings.pni}"
+        noise = settings.pni if settings.noise == "pni" else settings.noise
+        name = f"{settings.dataset}_{settings.model}_{noise}"
         flags.FLAGS.run_dir = settings.run_dir = f"runs/{name}"
     cluster = find_cluster() if settings.strategy == "multi_worker" else None
     with contextlib.closing(RunDirectory(settings.run_dir)) as directory:
@@ -82,7 +83,7 @@ def _train(settings, directory, workers):
 
 def _undefended(settings: SimpleNamespace) -> SimpleNamespace:
     plain = copy.copy(settings)
-    plain.pni, plain.adversarial = "none", False
+    plain.noise, plain.pni, plain.adversarial = "pni", "none", False
     return plain
 
 
@@ -99,8 +100,15 @@ def _check(settings: SimpleNamespace) -> None:
         raise ValueError(f"--width must be positive. Received: {settings.width}")
     if not settings.adversarial and not settings.noise_in_attack:
         raise ValueError("--nonoise_in_attack needs --adversarial")
-    if settings.pni == "none" and not settings.noise_in_attack:
+    has_noise = settings.noise != "pni" or settings.pni != "none"
+    if not has_noise and not settings.noise_in_attack:
         raise ValueError("--nonoise_in_attack needs noise: give --pni another value")
+    if not has_noise and settings.eval_ensemble > 1:
+        raise ValueError("--eval_ensemble needs noise: give --pni another value")
+    if settings.noise == "pixeldp" and settings.pixeldp_bound <= 0:
+        raise ValueError(
+            f"--pixeldp_bound must be positive. Received: {settings.pixeldp_bound}"
+        )
     if not settings.adversarial and settings.epoch_delay:
         raise ValueError("--epoch_delay needs --adversarial")
     if settings.epoch_delay >= settings.epochs and settings.adversarial:
@@ -115,6 +123,6 @@ def _check(settings: SimpleNamespace) -> None:
             f"--jit=on does not work with --strategy={settings.strategy} in Keras 3"
         )
     app.check_strategy(settings)
-    undefended = settings.pni == "none" and not settings.adversarial
+    undefended = not has_noise and not settings.adversarial
     if settings.compare_undefended and undefended:
         raise ValueError("--compare_undefended would train the same network twice")

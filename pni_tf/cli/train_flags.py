@@ -95,7 +95,12 @@ def differences(flagfile: str) -> list[str]:
         {_name(line): line for line in text.splitlines() if line.startswith("--")}
         for text in (flagfile, serialized())
     )
-    names = [name for name in {**earlier, **current} if name not in _FREE]
+    names = [
+        name
+        for name in {**earlier, **current}
+        # A flag that did not exist then had its default.
+        if name not in _FREE and (name in earlier or not _is_default(name))
+    ]
     return [
         f"{earlier.get(name, f'no --{name}')} in the run directory, "
         f"{current.get(name, f'no --{name}')} now"
@@ -112,6 +117,10 @@ def read(path: Path) -> dict[str, str]:
         line for line in path.read_text(encoding="utf-8").splitlines() if "=" in line
     ]
     return dict(line.removeprefix("--").split("=", 1) for line in lines)
+
+
+def _is_default(name):
+    return flags.FLAGS[name].value == flags.FLAGS[name].default
 
 
 def _name(line):
@@ -167,6 +176,15 @@ def _model():
     )
     _define_number("width", 1.0, "Multiplier of the numbers of channels.", group=MODEL)
     flags.DEFINE_enum(
+        "noise",
+        "pni",
+        ["pni", "rse", "pixeldp"],
+        "Trained noise at the location --pni, or a competitor of fixed noise, which "
+        "takes no notice of --pni: RSE (random ensembles) or PixelDP. Those two are "
+        "meant for --noadversarial and --eval_ensemble.",
+        module_name=MODEL,
+    )
+    flags.DEFINE_enum(
         "pni",
         "w",
         ["w", "a-a", "a-b", "i", "w+a-a", "w+a-b", "none"],
@@ -188,6 +206,32 @@ def _model():
         ["batch", "example"],
         "Whether the standard deviation of activations is taken over the batch, as in "
         "the paper, or over each example.",
+        module_name=MODEL,
+    )
+    _define_number(
+        "rse_first",
+        0.2,
+        "Standard deviation of RSE's noise before the first convolution.",
+        group=MODEL,
+    )
+    _define_number(
+        "rse_others",
+        0.1,
+        "Standard deviation of RSE's noise before the other convolutions.",
+        group=MODEL,
+    )
+    _define_number(
+        "pixeldp_bound",
+        0.1,
+        "Construction attack bound L of PixelDP, for pixels in [0, 1]: it sets the "
+        "scale of the noise.",
+        group=MODEL,
+    )
+    flags.DEFINE_enum(
+        "pixeldp_distribution",
+        "gaussian",
+        ["gaussian", "laplace"],
+        "Noise of PixelDP: certificates in the L2 or in the L1 norm.",
         module_name=MODEL,
     )
 
@@ -401,7 +445,7 @@ def _run():
         "run_dir",
         None,
         "Folder of everything the run writes; the same command continues it. By "
-        "default runs/<dataset>_<model>_<pni>.",
+        "default runs/<dataset>_<model>_<noise>.",
         module_name=RUN,
     )
     flags.DEFINE_bool(
@@ -434,6 +478,14 @@ def _run():
         "eval_expectation",
         20,
         "Draws of the expectation over noise in the last row; 1 leaves it out.",
+        lower_bound=1,
+        module_name=RUN,
+    )
+    flags.DEFINE_integer(
+        "eval_ensemble",
+        1,
+        "Above 1, a further column of the table: prediction by the mean of the softmax "
+        "over this many draws, attacked through that mean.",
         lower_bound=1,
         module_name=RUN,
     )

@@ -20,6 +20,7 @@ from pni_tf.cli.run_directory import RunDirectory
 from pni_tf.conversion import inject_pni, noise_wrappers
 from pni_tf.data import Dataset, load_dataset
 from pni_tf.distribution import Workers
+from pni_tf.fixed_noise import inject_pixeldp, inject_rse
 from pni_tf.models import build_model
 from pni_tf.training import PNIAdversarialModel
 
@@ -162,14 +163,7 @@ def compiled_trainer(
         synchronized=settings.sync_batch_norm and workers.replicas > 1,
         seed=settings.seed,
     )
-    network = inject_pni(
-        network,
-        settings.pni,
-        granularity=settings.pni_granularity,
-        initial_alpha=settings.pni_alpha,
-        sigma_over=settings.pni_sigma,
-        seed=settings.seed,
-    )
+    network = _inject_noise(settings, network)
     trainer = PNIAdversarialModel(
         network,
         attack=training_attack(settings) if settings.adversarial else None,
@@ -178,7 +172,7 @@ def compiled_trainer(
         attack_labels=settings.attack_labels,
         noise_in_attack=settings.noise_in_attack,
         epoch_delay=settings.epoch_delay if settings.adversarial else 0,
-        validation_draws=settings.validation_draws if settings.pni != "none" else 1,
+        validation_draws=settings.validation_draws if noise_wrappers(network) else 1,
         seed=settings.seed,
     )
     trainer.compile(
@@ -188,6 +182,35 @@ def compiled_trainer(
         jit_compile={"auto": "auto", "on": True, "off": False}[settings.jit],
     )
     return trainer
+
+
+def _inject_noise(settings, network):
+    if settings.noise == "rse":
+        return inject_rse(
+            network,
+            first=settings.rse_first,
+            others=settings.rse_others,
+            seed=settings.seed,
+        )
+    if settings.noise == "pixeldp":
+        return inject_pixeldp(
+            network,
+            bound=settings.pixeldp_bound,
+            distribution=settings.pixeldp_distribution,
+            seed=settings.seed,
+        )
+    return inject_pni(
+        network,
+        settings.pni,
+        granularity=settings.pni_granularity,
+        initial_alpha=settings.pni_alpha,
+        sigma_over=settings.pni_sigma,
+        seed=settings.seed,
+    )
+
+
+# What tables call the noise.
+NOISE_NAMES = {"pni": "PNI", "rse": "RSE", "pixeldp": "PixelDP"}
 
 
 def training_attack(settings: SimpleNamespace) -> PGD:
@@ -287,7 +310,9 @@ def _callbacks(settings, directory, dataset, workers, history, start):
 def _headline(settings, directory, dataset, network, workers, position):
     trainable = sum(int(tf.size(v)) for v in network.trainable_variables)
     kind = "adversarial" if settings.adversarial else "plain"
-    noise = "no noise" if settings.pni == "none" else f"PNI-{settings.pni.upper()}"
+    noise = NOISE_NAMES[settings.noise]
+    if settings.noise == "pni":
+        noise = "no noise" if settings.pni == "none" else f"PNI-{settings.pni.upper()}"
     start = "from the start"
     if any(position):
         start = f"from epoch {position.epoch + 1}"

@@ -6,6 +6,7 @@ find.
 """
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Iterator
 
 import keras
@@ -20,6 +21,7 @@ from pni_tf.evaluation.radii import (
     hoeffding_bounds,
     pixeldp_radius,
 )
+from pni_tf.evaluation.store import ResultStore
 from pni_tf.export import load_target
 from pni_tf.fixed_noise import FixedNoise
 from pni_tf.sensitivity import BoundedSensitivity
@@ -68,6 +70,7 @@ def certify(
     failure: float = 0.05,
     batch_size: int = 500,
     seed: int = 0,
+    store: ResultStore | None = None,
     progress: Callable[[Iterator, str], Iterator] | None = None,
 ) -> list[Certificate]:
     """Certifies the predictions of a PixelDP network by Monte Carlo.
@@ -90,7 +93,9 @@ def certify(
         failure: Probability that the radius of an image is wrong, in `(0, 1)`.
         batch_size: Images in a forward pass.
         seed: Seed of the noise.
-        progress: See `evaluate_robustness`; over batches.
+        store: Takes the counts of each finished batch, and gives back those of an
+            earlier call with the same settings.
+        progress: See `evaluate_robustness`.
 
     Returns:
         One certificate for each method.
@@ -102,7 +107,7 @@ def certify(
     Reference: https://arxiv.org/abs/1802.03471, section 3.4;
     https://arxiv.org/abs/1902.02918, section 3.2.
     """
-    wrapper = _pixeldp_wrapper(model)
+    wrapper = pixeldp_wrapper(model)
     for name, value in (
         ("draws", draws),
         ("selection_draws", selection_draws),
@@ -114,18 +119,37 @@ def certify(
     target = load_target(model)
     images = validate_images(images, image_shape=target.image_shape)
     labels = validate_labels(labels, target.num_classes, num_examples=len(images))
-    target.reseed(seed)
-    statistics = _statistics(target)
-    starts = range(0, len(images), batch_size)
-    parts = []
-    for start in progress(starts, "certificates") if progress else starts:
-        batch = tf.constant(images[start : start + batch_size])
-        _, selection = statistics(batch, selection_draws)
-        parts.append((*statistics(batch, draws), selection))
-    scores, votes, selection = (
-        np.concatenate(part) for part in zip(*parts, strict=True)
-    )
+    stamp = {
+        "images": hashlib.sha256(images.tobytes()).hexdigest(),
+        "draws": [int(draws), int(selection_draws)],
+        "batch_size": int(batch_size),
+        "seed": int(seed),
+    }
+    count = _counter(target)
 
+    def counts_of(start):
+        """Returns what the draws say about a batch, whatever the other batches."""
+        found = store.read_batch("certificates", start, stamp) if store else None
+        if found is None:
+            (state,) = np.random.SeedSequence([seed, start]).generate_state(1)
+            target.reseed(int(state >> 1))
+            batch = tf.constant(images[start : start + batch_size])
+            _, selection = count(batch, selection_draws)
+            scores, votes = count(batch, draws)
+            found = {"scores": scores, "votes": votes, "selection": selection}
+            if store:
+                store.write_batch("certificates", start, stamp, found)
+        return found
+
+    starts = range(0, len(images), batch_size)
+    parts = [
+        counts_of(start)
+        for start in (progress(starts, "certificates") if progress else starts)
+    ]
+    scores, votes, selection = (
+        np.concatenate([part[name] for part in parts])
+        for name in ("scores", "votes", "selection")
+    )
     constraint = wrapper.layer.kernel_constraint
     kernel = tf.cast(tf.convert_to_tensor(wrapper.layer.kernel), "float64")
     noise = {
@@ -164,7 +188,12 @@ def certify(
     return certificates
 
 
-def _pixeldp_wrapper(model):
+def pixeldp_wrapper(model: keras.Model) -> FixedNoise:
+    """Returns the noise layer of a PixelDP network.
+
+    Raises:
+        ValueError: If it has none, or other noise, or is no Keras model.
+    """
     wrappers = noise_wrappers(model) if isinstance(model, keras.Model) else []
     if len(wrappers) == 1 and isinstance(wrappers[0], FixedNoise):
         (wrapper,) = wrappers
@@ -176,19 +205,21 @@ def _pixeldp_wrapper(model):
         ):
             return wrapper
     raise ValueError(
-        "A certificate needs a network from `inject_pixeldp`: noise anywhere else, as "
-        "on weights, certifies nothing. Received: a model with "
-        f"{len(wrappers)} noise layer(s): {[w.name for w in wrappers][:3]}"
+        "A certificate needs a network from `inject_pixeldp`, because noise anywhere "
+        "else, as on weights, certifies nothing; and the network itself, as in a "
+        "`.keras` file or a run directory, not an export. Received: "
+        f"{type(model).__name__} with {len(wrappers)} noise layer(s): "
+        f"{[w.name for w in wrappers][:3]}"
     )
 
 
-def _statistics(target):
-    """Returns a function to the sums of softmax and of votes over some draws."""
+def _counter(target):
+    """Returns a function to the sums of the softmax and of votes over some draws."""
     classes = target.num_classes
     shape = tf.TensorSpec([None, *target.image_shape], tf.float32)
 
     @tf.function(input_signature=[shape, tf.TensorSpec([], tf.int32)])
-    def statistics(images, draws):
+    def count(images, draws):
         def add(i, scores, votes):
             logits = target.logits(images)
             scores += tf.cast(tf.nn.softmax(logits), tf.float64)
@@ -202,4 +233,4 @@ def _statistics(target):
         )
         return sums
 
-    return lambda images, draws: [s.numpy() for s in statistics(images, draws)]
+    return lambda images, draws: [s.numpy() for s in count(images, draws)]

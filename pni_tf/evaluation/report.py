@@ -8,6 +8,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from pni_tf import files
+from pni_tf.evaluation.certification import Certificate
 from pni_tf.evaluation.results import Result
 
 # A table: from the name of a column (a network) to its results, one for each row.
@@ -89,12 +90,51 @@ def describe(columns: Columns) -> str:
         sentence += (
             " EOT-k: the attack averages over k draws of a random network's noise."
         )
+    if any("mean of" in name for name in columns):
+        sentence += (
+            " Mean of n: each prediction is the mean of the softmax over n draws, and "
+            "attacks differentiate through it; these draws count among those of EOT-k."
+        )
     if any("worst case" in name for name in names):
         sentence += (
             " Worst case: for each image the attack that does best on other draws than "
             "those that score it."
         )
     return sentence
+
+
+def format_certificates(certificates: list[Certificate]) -> str:
+    """Returns a Markdown table of the accuracy that is certified at some radii."""
+    largest = max(certificate.radii.max() for certificate in certificates)
+    radii = [0.0, *(float(f"{largest * k / 8:.2g}") for k in range(1, 8))]
+    norm = certificates[0].norm.upper()
+    lines = [[f"certified accuracy (%) at {norm} radius", *map("{:.3g}".format, radii)]]
+    for certificate in certificates:
+        cells = [f"{100 * certificate.accuracy(radius):.2f}" for radius in radii]
+        lines.append([certificate.method, *cells])
+    first = certificates[0]
+    note = (
+        f"{len(first.labels)} images, {first.draws:,} draws each; a radius is wrong "
+        f"with probability {first.failure:g} at most. At 0 stands the accuracy of the "
+        "prediction, certified or not. A ball in this norm is much smaller than the "
+        "Linf ball of the same radius."
+    )
+    return f"{_aligned(lines)}\n\n{note}"
+
+
+def write_certificates(
+    path: str | os.PathLike, certificates: list[Certificate]
+) -> None:
+    """Writes one line for each method and image: label, prediction and radius."""
+    with files.replacing(path) as scratch, scratch.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["method", "norm", "image", "label", "prediction", "radius"])
+        for each in certificates:
+            rows = zip(each.labels, each.predictions, each.radii, strict=True)
+            for i, (label, prediction, radius) in enumerate(rows):
+                writer.writerow(
+                    [each.method, each.norm, i, label, prediction, f"{radius:.6g}"]
+                )
 
 
 def format_settings(columns: Columns) -> str:

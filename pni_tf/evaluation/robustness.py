@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
 import queue
 from collections.abc import Callable, Iterator
 
@@ -253,8 +254,10 @@ def _compiled(target, scenario):
     """Returns one graph that attacks a batch and classifies it on fresh draws."""
     logits = target.logits
     attacked = logits
-    if target.stochastic and scenario.expectation > 1:
-        attacked = ExpectationOverNoise(logits, scenario.expectation)
+    # The draws of an ensemble count: its expectation is over as many in all.
+    calls = math.ceil(scenario.expectation / target.draws)
+    if target.stochastic and calls > 1:
+        attacked = ExpectationOverNoise(logits, calls)
 
     @tf.function(
         input_signature=[
