@@ -18,7 +18,7 @@ ODD_LINES = (
         "--flagfile=.",
         "--flagfile=a",
     ),
-    *("--flagfile b", "--flagfile=../a", "--flagfile=~no-such-user/x"),
+    *("--flagfile b", "--flagfile=../a", "--flagfile=~x-y/x"),
     *("--flagfile=x\x00y", "--flagfile\nb", "b"),
     *("--epochs=3\x00", "\x00", "--no_such_flag=1", "--epochs = 3", "--epochs: 3"),
     *("--epochs 3", "--epochs=3 # comment", "\ufeff--epochs=3", "--data_dir=é 😀"),
