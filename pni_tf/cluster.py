@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import socket
 import time
 
@@ -12,6 +13,8 @@ _EXAMPLE = (
     '{"cluster": {"worker": ["host1:12345", "host2:12345"]}, '
     '"task": {"type": "worker", "index": 0}}'
 )
+
+_HOST = r"[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]"  # the latter is IPv6
 
 
 class WorkerLost(RuntimeError):
@@ -65,12 +68,19 @@ def _from_tf_config(text):
 
     try:
         content = json.loads(text)
-        jobs, task = dict(content["cluster"]), dict(content["task"])
+        jobs, task = content["cluster"], content["task"]
         kind, index = task["type"], task["index"]
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        names = {*jobs.keys()}
+    except (
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+        RecursionError,
+    ) as error:
         raise refuse(f"it cannot be read ({error!r})") from error
-    if not set(jobs) <= {"chief", "worker"}:
-        raise refuse(f"the jobs may be chief and worker, not {sorted(map(str, jobs))}")
+    if not names <= {"chief", "worker"}:
+        raise refuse(f"the jobs may be chief and worker, not {sorted(names)}")
     if not all(isinstance(job, list) for job in jobs.values()):
         raise refuse("each job must be a list of addresses")
     if len(jobs.get("chief", [])) > 1:
@@ -93,8 +103,8 @@ def _is_address(address):
     host, colon, port = str(address).rpartition(":")
     return (
         isinstance(address, str)
-        and bool(host and colon)
-        and not any(c.isspace() for c in host)
+        and bool(colon)
+        and re.fullmatch(_HOST, host) is not None
         and port.isascii()
         and port.isdecimal()
         and 0 < int(port) < 2**16

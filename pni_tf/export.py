@@ -17,7 +17,7 @@ from pni_tf.conversion import noise_wrappers, strip_pni
 from pni_tf.files import file_digest
 from pni_tf.fusion import fuse_batch_norm
 from pni_tf.training import PNIAdversarialModel, check_logits
-from pni_tf.validation import validate_labels
+from pni_tf.validation import validate_images, validate_labels
 
 
 def export_saved_model(model: keras.Model, directory: str | os.PathLike) -> None:
@@ -196,7 +196,15 @@ class Target:
     source: object = dataclasses.field(default=None, repr=False, compare=False)
 
     def predict(self, images) -> np.ndarray:
-        """Returns int64 labels `[N]` of one draw: all that a label-only attack sees."""
+        """Returns int64 labels `[N]` of one draw: all that a label-only attack sees.
+
+        Args:
+            images: Floats `[N, H, W, C]` in `[0, 1]`.
+
+        Raises:
+            ValueError: If they are not.
+        """
+        images = validate_images(images, image_shape=self.image_shape)
         return tf.argmax(self.logits(tf.convert_to_tensor(images)), -1).numpy()
 
     def predict_mean(self, images, draws: int = 10) -> np.ndarray:

@@ -20,7 +20,7 @@ def validate_images(
         ValueError: If they are no floats, not of this rank or shape, empty, not finite,
             or outside [0, 1].
     """
-    images = np.asarray(images)
+    images = _array("images", images)
     if not np.issubdtype(images.dtype, np.floating):
         raise ValueError(
             "`images` must be floats in [0, 1]. "
@@ -59,14 +59,20 @@ def validate_images(
 
 
 def validate_labels(
-    labels: np.ndarray, num_classes: int, *, num_examples: int | None = None
+    labels: np.ndarray,
+    num_classes: int | None,
+    *,
+    num_examples: int | None = None,
+    name: str = "labels",
 ) -> np.ndarray:
     """Checks that an array holds one class index an example.
 
     Args:
         labels: The array to check.
-        num_classes: Number of classes; labels are 0..`num_classes` - 1.
+        num_classes: Number of classes; labels are 0..`num_classes` - 1. None if it is
+            not known.
         num_examples: Number of labels to expect, e.g. `len(images)`.
+        name: What the errors call them.
 
     Returns:
         int64 `[N]`.
@@ -75,26 +81,34 @@ def validate_labels(
         ValueError: If they are no integers, not of rank 1, too few or too many, or out
             of range.
     """
-    labels = np.asarray(labels)
+    labels = _array(name, labels)
     if labels.ndim != 1:
         raise ValueError(
-            "`labels` must be class indices of shape [N]. "
-            f"Received: labels.shape={labels.shape}. "
-            "Convert one-hot rows by labels.argmax(-1), a column by labels[:, 0]"
+            f"`{name}` must be class indices of shape [N]. "
+            f"Received: {name}.shape={labels.shape}. "
+            f"Convert one-hot rows by {name}.argmax(-1), a column by {name}[:, 0]"
         )
     if num_examples is not None and len(labels) != num_examples:
         raise ValueError(
-            f"`labels` must be as many as the {num_examples} images. "
-            f"Received: len(labels)={len(labels)}"
+            f"`{name}` must be as many as the {num_examples} images. "
+            f"Received: len({name})={len(labels)}"
         )
-    if not np.issubdtype(labels.dtype, np.integer):
+    if labels.dtype.kind not in "iu":  # NumPy calls durations integers
         raise ValueError(
-            "`labels` must be integers. "
-            f"Received: labels.dtype={labels.dtype}. Convert by labels.astype('int64')"
+            f"`{name}` must be integers. "
+            f"Received: {name}.dtype={labels.dtype}. Convert by {name}.astype('int64')"
         )
-    if labels.size and not 0 <= labels.min() <= labels.max() < num_classes:
+    most = np.iinfo(np.int32).max if num_classes is None else num_classes - 1
+    if labels.size and not 0 <= labels.min() <= labels.max() <= most:
         raise ValueError(
-            f"`labels` must be in 0..{num_classes - 1}. "
+            f"`{name}` must be in 0..{most if num_classes else 'K - 1'}. "
             f"Received: values from {labels.min()} to {labels.max()}"
         )
     return labels.astype(np.int64, copy=False)
+
+
+def _array(name, values):
+    try:
+        return np.asarray(values)
+    except ValueError as error:
+        raise ValueError(f"`{name}` is no array. Received: {error}") from error

@@ -180,7 +180,7 @@ def test_random_start_is_uniform_in_the_ball(norm):
     """
     images = np.full((20_000, 2, 2, 1), 0.5, "float32")
     attack = PGD(epsilon=0.1, steps=0, norm=norm)
-    start = attack.perturb(two_classes, images, images[:, 0, 0, 0], seed=SEED)
+    start = attack.perturb(two_classes, images, np.zeros(20_000, int), seed=SEED)
     delta = (start.numpy() - images).reshape(-1, 4) / 0.1
     radius = np.linalg.norm(delta, axis=1)
     columns = [radius**4] if norm == "l2" else list((delta.T + 1) / 2)
@@ -325,3 +325,63 @@ def test_attacks_are_values(attack):
 def test_settings_out_of_range(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+GOOD = np.full((3, 4, 4, 1), 0.5, "float32"), np.array([0, 1, 0])
+
+
+@pytest.mark.parametrize("run", [True, False], ids=["run", "perturb"])
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        (GOOD[0] * np.nan, GOOD[1], "`images` must be finite"),
+        ((GOOD[0] * 255).astype("uint8"), GOOD[1], "`images` must be floats.*uint8"),
+        (GOOD[0] * 255, GOOD[1], r"`images` must be in \[0, 1\].*127.5"),
+        (tf.constant(GOOD[0] * 255), GOOD[1], r"`images` must be in \[0, 1\].*127.5"),
+        (GOOD[0][:0], GOOD[1][:0], r"at least one image.*\(0, 2, 2, 1\)"),
+        (GOOD[0][0], GOOD[1], r"`images` must have the shape.*\(4, 4, 1\)"),
+        (None, GOOD[1], "`images` must be floats.*object"),
+        (GOOD[0], GOOD[1].astype("float32"), "`labels` must be integers.*float32"),
+        (GOOD[0], GOOD[1].astype("m8[s]"), "`labels` must be integers.*timedelta"),
+        (GOOD[0], np.eye(2)[GOOD[1]], r"`labels` .*\(3, 2\).*argmax"),
+        (GOOD[0], GOOD[1][:2], "`labels` must be as many as the 3 images"),
+        (GOOD[0], GOOD[1] - 1, "`labels` must be in 0..K - 1.*-1 to 0"),
+        (GOOD[0], GOOD[1] + 1, r"`labels` must be in 0..1.*1 to 2"),
+        (GOOD[0], [[0], [1, 2]], "`labels` is no array"),
+    ],
+)
+def test_wrong_batches_are_named(images, labels, message, run):
+    for attack in (FGSM(epsilon=0.1), PGD(epsilon=0.1, steps=1)):
+        call = attack.run if run else attack.perturb
+        with pytest.raises(ValueError, match=message):
+            call(two_classes, images, labels)
+    with pytest.raises(ValueError, match="`(images|labels|targets)`"):
+        attack.run(two_classes, images, labels, targets=labels)
+
+
+def test_a_graph_knows_types_and_ranks():
+    call = tf.function(PGD(steps=1).perturb).get_concrete_function
+    images, labels = (
+        tf.TensorSpec([None, 4, 4, 1]),
+        tf.TensorSpec([None], tf.int32),
+    )
+    call(two_classes, images, labels)
+    for wrong in (
+        (tf.TensorSpec([None, 4, 4, 1], tf.uint8), labels),
+        (tf.TensorSpec([None, 4, 4]), labels),
+        (images, tf.TensorSpec([None])),
+        (images, tf.TensorSpec([None, 2], tf.int32)),
+    ):
+        with pytest.raises(ValueError, match="must be (floats|integers)"):
+            call(two_classes, *wrong)
+
+
+@pytest.mark.parametrize("kind", ["float64", ">f4", ">f8", list])
+def test_other_forms_of_the_same_batch(kind):
+    images = GOOD[0].tolist() if kind is list else GOOD[0].astype(kind)
+    labels = GOOD[1].tolist() if kind is list else GOOD[1].astype(">i2")
+    attack = PGD(epsilon=0.1, steps=2)
+    np.testing.assert_array_equal(
+        attack.perturb(two_classes, images, labels, seed=SEED),
+        attack.perturb(two_classes, *GOOD, seed=SEED),
+    )

@@ -367,7 +367,7 @@ def test_constants_of_ten_steps():
 def test_each_step_draws_its_own_coordinates():
     network = Counting(constant)
     zoo = dataclasses.replace(QUICK, iterations=2)
-    zoo.run(network, tf.constant(IMAGES), np.zeros(5), seed=SEED)
+    zoo.run(network, tf.constant(IMAGES), np.zeros(5, int), seed=SEED)
     moved = [
         np.abs(passed - np.repeat(IMAGES, 9, 0)) > 5e-5 for passed in network.passes
     ]
@@ -404,7 +404,7 @@ def test_a_misclassified_image_is_its_own_answer():
 @pytest.mark.parametrize("space", ["tanh", "box"])
 def test_failure_returns_the_image_unchanged(space):
     zoo = dataclasses.replace(QUICK, space=space)
-    outcome = attack(zoo, constant, labels=np.zeros(5))
+    outcome = attack(zoo, constant, labels=np.zeros(5, int))
     assert not outcome.found.numpy().any()
     np.testing.assert_array_equal(outcome.images, IMAGES)
     # Stopped at the second look: 21 iterations of 2 * 4 + 1, for each constant.
@@ -534,7 +534,7 @@ def test_each_image_stops_on_its_own():
 
 def test_without_abort_early_no_image_stops():
     zoo = dataclasses.replace(QUICK, abort_early=False)
-    outcome = attack(zoo, constant, labels=np.zeros(5))
+    outcome = attack(zoo, constant, labels=np.zeros(5, int))
     np.testing.assert_array_equal(outcome.queries, [2 * 60 * 9] * 5)
 
 
@@ -673,7 +673,7 @@ def test_a_lucky_draw_is_no_success():
         fooled = tf.cast(draw.assign_add(1) % 2, tf.float32)
         return constant(images) + fooled * tf.constant([0.0, 9.0, 0.0])
 
-    labels = np.zeros(5)
+    labels = np.zeros(5, int)
     zoo = dataclasses.replace(QUICK, iterations=4, binary_search_steps=1)
 
     def found(zoo, network):
@@ -696,7 +696,7 @@ def test_fresh_draws_must_confirm(fooled_passes, found):
 
     zoo = dataclasses.replace(QUICK, iterations=1, binary_search_steps=1)
     mean = ExpectationOverNoise(network, 2)
-    outcome = attack(zoo, mean, labels=np.zeros(5), eager=True)
+    outcome = attack(zoo, mean, labels=np.zeros(5, int), eager=True)
     np.testing.assert_array_equal(outcome.found, [found] * 5)
     np.testing.assert_array_equal(outcome.queries, [2 * 9 + 2] * 5)
     assert draw == 4
@@ -813,7 +813,7 @@ def test_settings_out_of_range(setting, words):
 def test_the_modifier_must_fit_the_image():
     zoo = dataclasses.replace(QUICK, attack_size=4, upscale_at=(5,))
     with pytest.raises(ValueError, match="must not exceed the side"):
-        zoo.run(curved, tf.constant(IMAGES), np.zeros(5))
+        zoo.run(curved, tf.constant(IMAGES), np.zeros(5, int))
 
 
 def test_the_size_of_the_image_must_be_known():

@@ -174,6 +174,25 @@ class TestTrainFlags:
             ),
             (["--seed=2147483648"], ["--seed=2147483648"]),
             *(
+                [[f"--{name}=2147483648"], [f"--{name}=2147483648", "at most"]]
+                for name in COUNTS
+                if name != "cpu_devices"
+            ),
+            # Whose fraction would take hours.
+            (["--epsilon=1e999999999"], ["--epsilon=1e999999999"]),
+            (["--epsilon=1e39"], ["--epsilon=1e39"]),
+            (["--drop_epochs=2147483648"], ["--drop_epochs=2147483648"]),
+            ([f"--drop_epochs={'9' * 5000}"], ["--drop_epochs=99"]),
+            *(
+                [[f"--{name}={value}"], [f"--{name}={value}", "empty"]]
+                for name in ("run_dir", "data_dir", "dataset", "tpu")
+                for value in ("", " ", "a ")
+            ),
+            *(
+                [[f"--run_dir={value}"], [repr(f"--run_dir={value}"), "line break"]]
+                for value in ("a\nb", "a\n--epochs=1", "\u2028", "\x00", "\udcff")
+            ),
+            *(
                 [[f"--{name}={value}"], [f"--{name}={value}"]]
                 for name in NUMBERS
                 for value in (-1, "-1/255", "nan", "inf", "-inf", "1/0", "1e999", "a")
@@ -454,6 +473,9 @@ class TestFlagfiles:
             ({"a.cfg": b"--no_such_flag=1"}, ["no_such_flag"]),
             ({"a.cfg": b"epsilon: 0.1"}, ["expected 0 arguments"]),
             ({"a.cfg": b"--epochs=0"}, ["--epochs=0"]),
+            ({"a.cfg": b"--flagfile=a\x00b"}, ["cannot read the flagfile", "null"]),
+            ({"a.cfg": b"--flagfile=~x-y/b"}, ["cannot read the", "~x-y/b"]),
+            ({"a.cfg": b"--flagfile\na.cfg"}, ["cannot read the flagfile"]),
         ],
     )
     def test_bad_files(self, files, words, command, folder):
@@ -465,6 +487,11 @@ class TestFlagfiles:
         result = command(train, "--flagfile=a.cfg")
         assert_refused(result, *words)
         assert sorted(os.listdir(folder)) == sorted(files)
+
+    def test_marks_and_line_ends_of_other_systems(self, folder):
+        (folder / "a.cfg").write_bytes(b"\xef\xbb\xbf--epochs=7\r\n--seed=8\r\n")
+        settings, _ = parsed(train, "--flagfile=a.cfg")
+        assert (settings.epochs, settings.seed) == (7, 8)
 
     @pytest.mark.parametrize("argv", [["--flagfile="], ["--flagfile"]])
     def test_no_file(self, argv, command):
@@ -587,6 +614,11 @@ class TestEvaluateFlags:
                     ("pgd(steps=many)", ["pgd(steps=many)", "'many'"]),
                     ("pgd(restarts=2,random_start=false)", ["random_start"]),
                     ("square(norm=l2)", ["square(norm=l2)", "linf"]),
+                    ("pgd(steps=1,steps=2)", ["steps is given twice", "pgd"]),
+                    ("pgd(epsilon=1e400)", ["'1e400' in 'pgd(epsilon=1e400)'"]),
+                    ("pgd(epsilon=1e999999999)", ["'1e999999999'"]),
+                    ("pgd(epsilon=1/0)", ["'1/0'"]),
+                    ("pgd(epsilon=nan)", ["'nan'"]),
                 )
             ),
             (["good.keras", *ON_DIGITS, "--attacks=transfer"], ["--transfer_from="]),
@@ -606,6 +638,11 @@ class TestEvaluateFlags:
             (["good.keras", *ON_DIGITS, "--ensemble=2"], ["needs a random network"]),
             (["good.keras", *ON_DIGITS, "--norm=l1"], ["--norm=l1", "linf"]),
             (["good.keras", *ON_DIGITS, "--draws=0"], ["--draws=0"]),
+            (["good.keras", *ON_DIGITS, "--draws=2147483648"], ["2147483648"]),
+            (["good.keras", *ON_DIGITS, "--curves="], ["--curves="]),
+            (["good.keras", *ON_DIGITS, "--output_dir="], ["--output_dir="]),
+            (["good.keras", *ON_DIGITS, "--transfer_from=a,"], ["--transfer_from=a,"]),
+            (["", *ON_DIGITS], ["an argument is empty"]),
             (["good.keras", *ON_DIGITS, "--examples=0"], ["--examples=0"]),
             (["good.keras", *ON_DIGITS, "--examples=361"], ["361", "1..360"]),
             (["missing.keras", *ON_DIGITS], ["missing.keras"]),

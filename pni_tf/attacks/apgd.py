@@ -18,7 +18,7 @@ from pni_tf.attacks.base import (
     per_example,
     value_and_gradient,
 )
-from pni_tf.attacks.goals import Goal
+from pni_tf.attacks.goals import Goal, checked
 from pni_tf.attacks.norms import NORMS
 from pni_tf.attacks.selection import Best, gather, rows_of, scatter
 
@@ -97,7 +97,7 @@ class APGD(Attack):
             found.append(found[-1] + length)
 
     def run(self, logits_fn, images, labels, *, targets=None, seed=None):
-        images, goal = tf.cast(images, tf.float32), Goal.of(labels, targets)
+        images, goal = checked(images, labels, targets)
         seed, draws = make_seed(seed), draws_of(logits_fn)
         runs, queries, order = self.restarts, 0, None
         if self.loss == "dlr-targeted" and targets is None:

@@ -14,7 +14,7 @@ from pni_tf.attacks.base import (
     value_and_gradient,
 )
 from pni_tf.attacks.binary_search import BinarySearch, Smallest, Verdict
-from pni_tf.attacks.goals import Goal
+from pni_tf.attacks.goals import checked
 from pni_tf.attacks.selection import gather, rows_of, scatter
 
 _INSIDE = 0.999999  # keeps arctanh finite at black and white pixels
@@ -85,7 +85,7 @@ class CarliniWagnerL2(Attack):
             )
 
     def run(self, logits_fn, images, labels, *, targets=None, seed=None):
-        images, goal = tf.cast(images, tf.float32), Goal.of(labels, targets)
+        images, goal = checked(images, labels, targets)
 
         def search_step(i, search, best, queries, gradients):
             if self.binary_search_steps >= 10:

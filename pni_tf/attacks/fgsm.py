@@ -13,7 +13,7 @@ from pni_tf.attacks.base import (
     expected_loss,
     value_and_gradient,
 )
-from pni_tf.attacks.goals import Goal
+from pni_tf.attacks.goals import checked
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,15 +39,16 @@ class FGSM(Attack):
         check_number("epsilon", self.epsilon, minimum=0)
 
     def run(self, logits_fn, images, labels, *, targets=None, seed=None):
-        adversarial = self.perturb(logits_fn, images, labels, targets=targets)
-        goal, draws = Goal.of(labels, targets), draws_of(logits_fn)
+        images, goal = checked(images, labels, targets)
+        adversarial, draws = self._step(logits_fn, images, goal), draws_of(logits_fn)
         fooled = expected_loss(logits_fn, goal.fooled, adversarial)
         count = constant_count(adversarial, draws)
         return Outcome(adversarial, fooled > 0.5, count, count)
 
     def perturb(self, logits_fn, images, labels, *, targets=None, seed=None):
         # Without the verdict of `run`, which costs a forward pass.
-        images = tf.cast(images, tf.float32)
-        loss_fn = Goal.of(labels, targets).cross_entropy
-        _, gradient = value_and_gradient(logits_fn, loss_fn, images)
+        return self._step(logits_fn, *checked(images, labels, targets))
+
+    def _step(self, logits_fn, images, goal):
+        _, gradient = value_and_gradient(logits_fn, goal.cross_entropy, images)
         return tf.clip_by_value(images + self.epsilon * tf.sign(gradient), 0.0, 1.0)

@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from pni_tf.validation import validate_images, validate_labels
+
 _NEVER = -1e9  # takes a class out of a maximum, and stays finite in float32
 
 
@@ -27,6 +29,13 @@ class Goal(NamedTuple):
         targets = None if targets is None else tf.cast(targets, tf.int64)
         return cls(tf.cast(labels, tf.int64), targets)
 
+    def _check_classes(self, logits):
+        if not tf.executing_eagerly():
+            return  # a graph knows no values
+        for name, classes in self._asdict().items():
+            if classes is not None:
+                validate_labels(classes, logits.shape[-1], name=name)
+
     def take(self, rows: tf.Tensor) -> "Goal":
         """Returns the goal of some rows of the batch."""
         targets = None if self.targets is None else tf.gather(self.targets, rows)
@@ -42,6 +51,7 @@ class Goal(NamedTuple):
 
         The mean over draws is the share of the draws that are fooled.
         """
+        self._check_classes(logits)
         predictions = tf.argmax(logits, -1)
         if self.targets is None:
             return tf.cast(predictions != self.labels, tf.float32)
@@ -49,6 +59,7 @@ class Goal(NamedTuple):
 
     def cross_entropy(self, logits: tf.Tensor) -> tf.Tensor:
         """Returns the cross-entropy of the labels, or minus that of the targets."""
+        self._check_classes(logits)
         if self.targets is None:
             return _cross_entropy(self.labels, logits)
         return -_cross_entropy(self.targets, logits)
@@ -59,6 +70,7 @@ class Goal(NamedTuple):
         For a targeted goal: by how much the target's logit exceeds the best other one.
         Positive means fooled. The margin of log-probabilities is the same number.
         """
+        self._check_classes(logits)
         logits = tf.cast(logits, tf.float32)
         if self.targets is None:
             return _best_other(logits, self.labels) - _pick(logits, self.labels)
@@ -76,6 +88,41 @@ class Goal(NamedTuple):
         top = tf.math.top_k(logits, 4).values
         gain = _pick(logits, self.targets) - _pick(logits, self.labels)
         return gain / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + 1e-12)
+
+
+def checked(images, labels, targets=None) -> tuple[tf.Tensor, Goal]:
+    """Returns the images of a batch as float32, and the goal.
+
+    In a traced function only types and ranks are known; else values are checked too.
+
+    Raises:
+        ValueError: If the images are no floats `[N, H, W, C]` in `[0, 1]`, or the
+            labels or targets no integers `[N]`.
+    """
+    if tf.executing_eagerly():
+        found = validate_images(images)
+        images = images if tf.is_tensor(images) else found  # a tape may watch a tensor
+        labels = validate_labels(labels, None, num_examples=len(images))
+        if targets is not None:
+            targets = validate_labels(
+                targets, None, num_examples=len(images), name="targets"
+            )
+    for name, values, rank in (
+        ("images", images, 4),
+        ("labels", labels, 1),
+        ("targets", targets, 1),
+    ):
+        if values is None and name == "targets":
+            continue
+        values = tf.convert_to_tensor(values)
+        known = values.dtype.is_floating if rank == 4 else values.dtype.is_integer
+        if not known or values.shape.rank not in (None, rank):
+            wanted = "floats [N, H, W, C]" if rank == 4 else "integers [N]"
+            raise ValueError(
+                f"`{name}` must be {wanted}. "
+                f"Received: {values.dtype.name} {values.shape}"
+            )
+    return tf.cast(images, tf.float32), Goal.of(labels, targets)
 
 
 def cross_entropy(labels: tf.Tensor):

@@ -17,7 +17,7 @@ from pni_tf.attacks.base import (
     per_example,
     value_and_gradient,
 )
-from pni_tf.attacks.goals import Goal
+from pni_tf.attacks.goals import checked
 from pni_tf.attacks.norms import NORMS
 from pni_tf.attacks.selection import Best, gather, rows_of, scatter
 
@@ -82,7 +82,7 @@ class PGD(Attack):
         return self.steps * self.step_size >= 2 * self.epsilon
 
     def run(self, logits_fn, images, labels, *, targets=None, seed=None):
-        images, goal = tf.cast(images, tf.float32), Goal.of(labels, targets)
+        images, goal = checked(images, labels, targets)
         seed, draws = make_seed(seed), draws_of(logits_fn)
         gradients = constant_count(images, 0)
         if self.restarts == 1:
@@ -100,7 +100,7 @@ class PGD(Attack):
                 logits_fn, images, labels, targets=targets, seed=seed
             ).images
         # Without the verdict of `run`, which costs a forward pass.
-        images, goal = tf.cast(images, tf.float32), Goal.of(labels, targets)
+        images, goal = checked(images, labels, targets)
         return self._ascend(logits_fn, goal, images, self._start(images, seed))
 
     def _restarts(self, logits_fn, goal, images, seed):

@@ -17,7 +17,7 @@ from pni_tf.attacks.base import (
     fold_in,
     make_seed,
 )
-from pni_tf.attacks.goals import Goal
+from pni_tf.attacks.goals import Goal, checked
 from pni_tf.attacks.norms import NORMS
 from pni_tf.attacks.selection import Best, gather, rows_of, scatter
 
@@ -66,7 +66,7 @@ class RandomSearch(Attack):
         check_choice("norm", self.norm, tuple(NORMS))
 
     def run(self, logits_fn, images, labels, *, targets=None, seed=None):
-        images, goal = tf.cast(images, tf.float32), Goal.of(labels, targets)
+        images, goal = checked(images, labels, targets)
         seed, draws = make_seed(seed), draws_of(logits_fn)
         none = constant_count(images, 0)
 

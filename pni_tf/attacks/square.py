@@ -14,7 +14,7 @@ from pni_tf.attacks.base import (
     fold_in,
     make_seed,
 )
-from pni_tf.attacks.goals import Goal
+from pni_tf.attacks.goals import checked
 from pni_tf.attacks.random_search import going, judge, searched
 from pni_tf.attacks.selection import Best, gather, scatter
 
@@ -93,7 +93,7 @@ class Square(Attack):
         return self.queries // 2 if self.reevaluate else self.queries - 1
 
     def run(self, logits_fn, images, labels, *, targets=None, seed=None):
-        images, goal = tf.cast(images, tf.float32), Goal.of(labels, targets)
+        images, goal = checked(images, labels, targets)
         seed, draws = make_seed(seed), draws_of(logits_fn)
         stripes = self._stripes(images, fold_in(seed, 0))
         if self.reevaluate:  # the first step evaluates the stripes

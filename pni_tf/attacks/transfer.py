@@ -3,8 +3,6 @@
 import dataclasses
 from typing import Any, ClassVar
 
-import tensorflow as tf
-
 from pni_tf.attacks.base import (
     Attack,
     Outcome,
@@ -14,7 +12,7 @@ from pni_tf.attacks.base import (
     expected_loss,
 )
 from pni_tf.attacks.expectation import ExpectationOverNoise
-from pni_tf.attacks.goals import Goal
+from pni_tf.attacks.goals import checked
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
@@ -90,7 +88,8 @@ class Transfer(Attack):
         return logits
 
     def run(self, logits_fn, images, labels, *, targets=None, seed=None):
-        goal, draws = Goal.of(labels, targets), draws_of(logits_fn)
+        images, goal = checked(images, labels, targets)
+        draws = draws_of(logits_fn)
         outcome = self.attack.run(
             self._source_logits, images, labels, targets=targets, seed=seed
         )
@@ -100,7 +99,6 @@ class Transfer(Attack):
 
     def perturb(self, logits_fn, images, labels, *, targets=None, seed=None):
         # Without the verdict of `run`, so the target is not called at all.
-        images = tf.cast(images, tf.float32)
         return self.attack.perturb(
             self._source_logits, images, labels, targets=targets, seed=seed
         )

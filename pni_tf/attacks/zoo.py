@@ -17,7 +17,7 @@ from pni_tf.attacks.base import (
     make_seed,
 )
 from pni_tf.attacks.binary_search import BinarySearch, Smallest, Verdict
-from pni_tf.attacks.goals import Goal
+from pni_tf.attacks.goals import checked
 from pni_tf.attacks.selection import gather, rows_of, scatter
 from pni_tf.attacks.zoo_coordinates import SPACES, Grid, Modifier, importance, sample
 from pni_tf.attacks.zoo_differences import ask_each, ask_needed, ask_together
@@ -164,7 +164,7 @@ class ZOO(Attack):
             raise ValueError(f"`{names[0]}` {message}. Received: {received}")
 
     def run(self, logits_fn, images, labels, *, targets=None, seed=None):
-        images, goal = tf.cast(images, tf.float32), Goal.of(labels, targets)
+        images, goal = checked(images, labels, targets)
         grids = Grid.stages(images.shape, self.attack_size, len(self.upscale_at))
         seed = make_seed(seed)
 

@@ -1,10 +1,12 @@
 """What the commands share: flagfiles, grouped help, quiet imports, clear errors."""
 
 import contextlib
+import math
 import os
 import signal
 import sys
 import tempfile
+import unicodedata
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -20,6 +22,10 @@ _CONFIG_FOLDERS = (
     Path(__file__).parents[2] / "configs",
     Path(__file__).parents[1] / "configs",
 )
+# What TensorFlow's integers and floats of 32 bits hold.
+MOST = 2**31 - 1
+_LARGEST = 3e38
+_MAY_BE_EMPTY = ("attacks",)  # which leaves the clean images
 
 
 def run(
@@ -47,12 +53,16 @@ def run(
             sections = [flags.FLAGS.module_help(group).strip() for group in groups]
             print(usage, *sections, sep="\n\n")
             sys.exit(0)
+        _check_characters(argv)
         remaining = flags.FLAGS(argv)
+        _check_values(groups)
         if len(remaining) != names + 1:
             raise flags.Error(
                 f"expected {names} arguments besides the flags, received "
                 f"{remaining[1:]}"
             )
+        if "" in remaining:
+            raise flags.Error("an argument is empty")
         return remaining
 
     try:
@@ -68,7 +78,7 @@ def run(
         print("\nInterrupted. The same command goes on.", file=sys.stderr)
         sys.exit(143 if str(interrupt) == "SIGTERM" else 130)
     except Exception as error:
-        if flags.FLAGS.verbosity >= 1:
+        if flags.FLAGS["verbosity"].value >= 1:
             raise
         if isinstance(error, WorkerLost):
             _fail(error, status=75)
@@ -85,6 +95,32 @@ _positional: list[str] = []
 def arguments() -> list[str]:
     """Returns the positional arguments of the command line."""
     return list(_positional)
+
+
+def _check_characters(argv):
+    """Refuses what a line of `flags.cfg`, or of an error, cannot hold."""
+    for argument in argv[1:]:
+        if any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in argument):
+            raise flags.Error(
+                "an argument holds a line break, another control character or bytes "
+                f"that are not UTF-8. Received: {argument!r}"
+            )
+
+
+def _check_values(groups):
+    """Refuses values that would be misread later: `--data_dir=$UNSET` is empty."""
+    for group in groups:
+        for flag in flags.FLAGS.flags_by_module_dict()[group]:
+            value = flag.value
+            if isinstance(value, int) and value > MOST:
+                raise flags.Error(f"flag --{flag.name}={value}: at most {MOST} works")
+            if not isinstance(value, str) or flag.name in _MAY_BE_EMPTY:
+                continue
+            if not value or value != value.strip():
+                raise flags.Error(
+                    f"flag --{flag.name}={value}: a value must not be empty, nor begin "
+                    "or end with a space"
+                )
 
 
 def expand_flagfiles(argv: list[str]) -> list[str]:
@@ -113,15 +149,17 @@ def expand_flagfiles(argv: list[str]) -> list[str]:
 
 
 def _read_flagfile(name, folder, including):
-    path = (folder / Path(name).expanduser()).resolve()
-    if not including and not path.exists():
-        shipped = [base / Path(name).name for base in _CONFIG_FOLDERS]
-        path = next((p for p in shipped if p.exists()), path)
-    if path in including:
-        raise flags.Error(f"the flagfile {path} includes itself")
+    path = name
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        path = (folder / Path(name).expanduser()).resolve()
+        if not including and not path.exists():
+            shipped = [base / Path(name).name for base in _CONFIG_FOLDERS]
+            path = next((p for p in shipped if p.exists()), path)
+        if path in including:
+            raise flags.Error(f"the flagfile {path} includes itself")
+        # Editors of some systems begin a file with a mark, which "-sig" leaves out.
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, ValueError, RuntimeError) as error:  # a NUL in it, ~nobody
         known = sorted({p.name for base in _CONFIG_FOLDERS for p in base.glob("*.cfg")})
         raise flags.Error(
             f"cannot read the flagfile {str(path)!r}: {error}. "
@@ -131,8 +169,8 @@ def _read_flagfile(name, folder, including):
     for line in map(str.strip, lines):
         if not line or line.startswith(("#", "//")):
             continue
-        flag, equals, value = line.lstrip("-").partition("=")
-        if flag == "flagfile" and equals:
+        flag, _, value = line.lstrip("-").partition("=")
+        if flag == "flagfile":  # a value on the next line would be absl's, not ours
             result += _read_flagfile(value, path.parent, (*including, path))
         else:
             result.append(line)
@@ -253,12 +291,27 @@ def integers(name: str, values: list[str]) -> list[int]:
     Raises:
         ValueError: If a value is something else.
     """
-    if not values or not all(v.strip().isdecimal() and int(v) > 0 for v in values):
+    if not values or not all(_is_count(value) for value in values):
         raise ValueError(
             f"--{name} must be a list of positive integers, such as 7,40. "
             f"Received: --{name}={','.join(values)}"
         )
     return [int(value) for value in values]
+
+
+def _is_count(text):
+    # Python refuses to read thousands of digits.
+    return text.strip().isdecimal() and len(text) < 20 and 0 < int(text) <= MOST
+
+
+def number(text: str) -> float:
+    """Returns the number or fraction that a text is, or NaN if float32 has none."""
+    try:
+        # Not of all numbers, since the fraction of 1e999999999 takes hours.
+        value = float(Fraction(text)) if "/" in text else float(text)
+    except (ValueError, ArithmeticError):  # 1/0
+        return math.nan
+    return value if abs(value) < _LARGEST else math.nan
 
 
 def numbers(name: str, values: list[str]) -> list[float]:
@@ -267,11 +320,8 @@ def numbers(name: str, values: list[str]) -> list[float]:
     Raises:
         ValueError: If a value is something else.
     """
-    try:
-        found = [float(Fraction(value.strip())) for value in values]
-    except (ValueError, ArithmeticError):  # 1/0, 1e999
-        found = [-1.0]
-    if min(found) < 0:
+    found = [number(value.strip()) for value in values]
+    if not found or not all(value >= 0 for value in found):
         raise ValueError(
             f"--{name} must be non-negative numbers or fractions, such as 8/255. "
             f"Received: --{name}={','.join(values)}"

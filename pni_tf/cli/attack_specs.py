@@ -1,8 +1,10 @@
 """The little language of `--attacks`: `fgsm,pgd(steps=40,restarts=2),cw`."""
 
+import math
 import re
-from fractions import Fraction
 from typing import NamedTuple
+
+from pni_tf.cli import app
 
 _ITEM = re.compile(r"([a-z][a-z0-9-]*)(?:\(([^()]*)\))?")
 
@@ -51,21 +53,26 @@ def _settings(text, item):
                 "--attacks: settings look like (steps=40, epsilon=8/255). "
                 f"Received: {part!r} in {item!r}"
             )
-        settings[key] = _value(value)
+        if key in settings:
+            raise ValueError(f"--attacks: {key} is given twice in {item!r}")
+        settings[key] = _value(value, item)
     return settings
 
 
-def _value(text):
+def _value(text, item):
     words = {"true": True, "false": False, "none": None}
     if text.lower() in words:
         return words[text.lower()]
     if ":" in text:
-        return tuple(_value(part) for part in text.split(":"))
-    try:
+        return tuple(_value(part, item) for part in text.split(":"))
+    number = app.number(text)
+    if re.fullmatch(r"[+-]?\d+", text) and abs(number) <= app.MOST:
         return int(text)
-    except ValueError:
-        pass
-    try:
-        return float(Fraction(text))
-    except (ValueError, ZeroDivisionError):
+    if not math.isnan(number):
+        return number
+    if re.fullmatch(r"(?!nan|inf)[a-z_][a-z0-9_-]*", text, re.IGNORECASE):
         return text
+    raise ValueError(
+        "--attacks: a value is an integer, a finite number or a fraction such as "
+        f"8/255, or a word. Received: {text!r} in {item!r}"
+    )

@@ -225,13 +225,21 @@ def parse(model: str) -> SimpleNamespace:
             f"{model} is no run directory, so --dataset=NAME must say what to evaluate "
             "it on"
         )
-    curves = [curve.strip() for curve in given.curves or ()]
-    for curve in curves:
-        if curve not in ("epsilon", "steps", "draws"):
-            raise ValueError(
-                "--curves must be from: epsilon, steps, draws. "
-                f"Received: --curves={','.join(curves)}"
-            )
+    curves, sources = given.curves, given.transfer_from
+    known = {"epsilon", "steps", "draws"}
+    if curves is not None and not (curves and {*curves} <= known):
+        raise ValueError(
+            "--curves must be from: epsilon, steps, draws. "
+            f"Received: --curves={','.join(curves)}"
+        )
+    if sources is not None and not all(sources or [""]):
+        raise ValueError(
+            "--transfer_from must be a list of models. "
+            f"Received: --transfer_from={','.join(sources)}"
+        )
+    epsilons = given.epsilons
+    if epsilons is None:
+        epsilons = [earlier.get("epsilon", "")]
     if given.norm != "linf" and (given.checklist or given.suite == "paper"):
         what = "--checklist" if given.checklist else "--suite=paper"
         raise ValueError(f"{what} is for --norm=linf. Received: --norm={given.norm}")
@@ -252,15 +260,13 @@ def parse(model: str) -> SimpleNamespace:
         attacks=attack_specs.parse_attacks(attacks, NAMES) if attacks else [],
         suite=given.suite,
         preset=given.preset,
-        epsilons=app.numbers(
-            "epsilons", given.epsilons or [earlier.get("epsilon", "")]
-        ),
+        epsilons=app.numbers("epsilons", epsilons),
         norm=given.norm,
         expectations=app.integers("expectation", given.expectation),
         towards=given.towards,
-        transfer_from=[Path(source) for source in given.transfer_from or ()],
+        transfer_from=[Path(source) for source in sources or ()],
         substitute_images=given.substitute_images,
-        curves=curves,
+        curves=curves or [],
         checklist=given.checklist,
         ensemble=given.ensemble,
         certify=given.certify,

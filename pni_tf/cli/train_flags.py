@@ -1,7 +1,6 @@
 """The flags of `bin/train`, grouped as its help shows them."""
 
 import math
-from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -37,11 +36,8 @@ class _NumberParser(flags.FloatParser):
     """Takes fractions such as 8/255 besides numbers, and refuses nan and infinity."""
 
     def convert(self, argument):
-        try:
-            number = float(Fraction(str(argument)))
-        except (ValueError, ZeroDivisionError):
-            number = math.nan
-        if not math.isfinite(number):
+        number = app.number(str(argument))
+        if math.isnan(number):
             raise ValueError("expected a finite number or a fraction such as 8/255")
         return number
 
