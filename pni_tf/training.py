@@ -43,6 +43,9 @@ class PNIAdversarialModel(DistributedModel):
             `[0, 1]` to logits `[N, K]`.
         attack: The attack of the inner maximisation, or None for plain training.
         clean_weight: Weight of the clean loss, `w_c` in eq. 11. Ignored without attack.
+            With 0 and true `attack_labels`, training leaves the clean images out
+            altogether, as Madry et al. do, unless `compile` got metrics of them; the
+            clean metrics of training are then NaN.
         adversarial_weight: Weight of the adversarial loss, `w_a` in eq. 11.
         attack_labels: Labels that the training attack moves away from: `"predicted"`,
             the argmax of the clean forward pass, which prevents label leaking, or
@@ -166,6 +169,7 @@ class PNIAdversarialModel(DistributedModel):
                 "`keras.losses.SparseCategoricalCrossentropy(from_logits=True)`. "
                 f"Received: loss={loss!r}"
             )
+        metrics = metrics or None  # Keras wants to see the outputs of an empty list
         super().compile(optimizer=optimizer, loss=loss, metrics=metrics, **kwargs)
         replicas = self.distribute_strategy.num_replicas_in_sync
         if replicas > 1 and (self.jit_compile is True or self.steps_per_execution > 1):
@@ -176,6 +180,11 @@ class PNIAdversarialModel(DistributedModel):
                 f"steps_per_execution={self.steps_per_execution}"
             )
         self._loss_fn = loss
+        self._clean_pass = (
+            self.clean_weight > 0
+            or self.attack_labels == "predicted"
+            or bool(metrics or kwargs.get("weighted_metrics"))
+        )
 
     def fit(self, *args, **kwargs):
         """Trains the model; the arguments are those of `keras.Model.fit`.
@@ -204,16 +213,18 @@ class PNIAdversarialModel(DistributedModel):
 
     def train_step(self, data):
         images, labels, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        adversarial_logits = None
+        clean_logits = clean_loss = adversarial_logits = adversarial_loss = None
+        attacks = self.attack is not None and not self._clean_only
         with tf.GradientTape() as tape:
-            clean_logits = self._forward(images, training=True)
-            clean_loss = self._loss_fn(labels, clean_logits, sample_weight)
-            adversarial_loss = None
-            if self.attack is not None and not self._clean_only:
+            if self._clean_pass or not attacks:
+                clean_logits = self._forward(images, training=True)
+                clean_loss = self._loss_fn(labels, clean_logits, sample_weight)
+            if attacks:
                 with tape.stop_recording():
-                    attacked = tf.argmax(clean_logits, -1)
                     if self.attack_labels == "true":
                         attacked = _class_indices(labels)
+                    else:
+                        attacked = tf.argmax(clean_logits, -1)
                     adversarial = self.attack.perturb(
                         self._training_attack_target,
                         images,
@@ -226,8 +237,8 @@ class PNIAdversarialModel(DistributedModel):
                 )
             # Read before replicas wait for each other: Keras' list of losses is theirs
             # in common, and the last forward pass has written it.
-            penalty = self._penalty(clean_loss.dtype)
             loss = self._weighted(clean_loss, adversarial_loss)
+            penalty = self._penalty(loss.dtype)
             share = 1.0
             if self._loss_fn.reduction != "sum":
                 share = share_of_batch(tf.shape(images)[0])
@@ -291,6 +302,8 @@ class PNIAdversarialModel(DistributedModel):
         """Returns the loss of eq. 11, without the model's regularisation."""
         if self.attack is None or adversarial_loss is None:
             return clean_loss
+        if clean_loss is None:
+            return self.adversarial_weight * adversarial_loss
         return (
             self.clean_weight * clean_loss + self.adversarial_weight * adversarial_loss
         )
@@ -326,6 +339,8 @@ class PNIAdversarialModel(DistributedModel):
                 replicas * part_loss, sample_weight=count
             )
             self._trackers[f"{name}_accuracy"].update_state(correct)
+        if clean[1] is None:  # then there are no metrics but our own
+            return self.get_metrics_result()
         return self.compute_metrics(images, labels, clean[1], sample_weight)
 
     def get_metrics_result(self):

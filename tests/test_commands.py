@@ -1,4 +1,5 @@
 import csv
+import math
 import os
 import re
 import signal
@@ -14,7 +15,7 @@ from absl.testing import flagsaver
 from keras import layers
 
 from pni_tf import data, models
-from pni_tf.cli import app, evaluate, export, train, train_flags
+from pni_tf.cli import app, evaluate, export, train, train_flags, training
 from pni_tf.cluster import WorkerLost
 from pni_tf.fixed_noise import inject_pixeldp
 
@@ -140,6 +141,8 @@ CONTRADICTIONS = (
     ("--pni=none --nonoise_in_attack", "--nonoise_in_attack"),
     ("--pni=none --eval_ensemble=5", "--eval_ensemble"),
     ("--noise=pixeldp --pixeldp_bound=0", "--pixeldp_bound"),
+    ("--warmup_epochs=1", "--schedule=cosine"),
+    ("--schedule=cosine --warmup_epochs=3 --epochs=3", "--warmup_epochs=3"),
     ("--noadversarial --epoch_delay=1", "--epoch_delay"),
     ("--epochs=3 --epoch_delay=3", "--epoch_delay=3"),
     ("--clean_weight=0 --adversarial_weight=0", "--clean_weight"),
@@ -151,6 +154,9 @@ CONTRADICTIONS = (
     ("--drop_epochs=120,80", "--drop_epochs"),
     ("--drop_epochs=80,80", "--drop_epochs"),
 )
+
+
+STEPS = (0, 10, 20, 30, 39)
 
 
 class TestTrainFlags:
@@ -169,7 +175,7 @@ class TestTrainFlags:
             ),
             *(
                 [[f"--{name}={value}"], [f"--{name}={value}"]]
-                for name in ("epoch_delay", "seed")
+                for name in ("epoch_delay", "warmup_epochs", "seed")
                 for value in (-1, 1.5, "nan")
             ),
             (["--seed=2147483648"], ["--seed=2147483648"]),
@@ -230,6 +236,32 @@ class TestTrainFlags:
     def test_good_flags(self, argv, name, value):
         settings, _ = parsed(train, *argv)
         assert getattr(settings, name) == value
+
+    @pytest.mark.parametrize(
+        ("argv", "rates"),
+        [
+            # Epochs of 10 steps; the rates of the steps 0, 10, 20, 30 and 39.
+            (["--schedule=constant"], [0.2] * 5),
+            (["--drop_epochs=1,3"], [0.2, 0.02, 0.02, 0.002, 0.002]),
+            (
+                ["--schedule=cosine"],
+                [0.1 * (1 + math.cos(math.pi * step / 40)) for step in STEPS],
+            ),
+            (
+                ["--schedule=cosine", "--warmup_epochs=2"],
+                [0, 0.1, 0.2, 0.1, 0.1 * (1 + math.cos(math.pi * 19 / 20))],
+            ),
+        ],
+    )
+    def test_schedules(self, argv, rates):
+        settings, _ = parsed(train, *argv, "--learning_rate=0.2", "--epochs=4")
+        optimizer = training.make_optimizer(settings, steps=10)
+        optimizer.build([keras.Variable(0.0)])
+        found = []
+        for step in STEPS:
+            optimizer.iterations.assign(step)
+            found.append(float(optimizer.learning_rate))
+        assert found == pytest.approx(rates, abs=1e-6)
 
     def test_default_run_directory(self, command, folder, stop_before_tensorflow):
         command(train, "--model=mnist_cnn", "--pni=a-a")

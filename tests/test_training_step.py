@@ -163,6 +163,45 @@ def test_adversarial_step_on_a_linear_model(
     )
 
 
+@pytest.mark.parametrize("scope", [1, 2], indirect=True)
+@pytest.mark.parametrize("compiled_metrics", [False, True])
+def test_a_clean_loss_of_no_weight_costs_no_pass(scope, compiled_metrics):
+    """Only the adversarial images then move the statistics of batch normalisation."""
+    images, labels, kernel = examples(classes=3)
+
+    def network():
+        dense = kl.Dense(3, use_bias=False)
+        norm = kl.BatchNormalization(momentum=0.0, synchronized=True)
+        model = keras.Sequential([keras.Input((2, 2, 1)), kl.Flatten(), norm, dense])
+        dense.kernel.assign(kernel)
+        return model
+
+    attack = FGSM(epsilon=EPSILON)
+    with scope():
+        model = network()
+        trainer = PNIAdversarialModel(
+            model,
+            attack=attack,
+            attack_labels="true",
+            clean_weight=0,
+            adversarial_weight=2.0,
+        )
+        metrics = (
+            [keras.metrics.SparseCategoricalAccuracy()] if compiled_metrics else []
+        )
+        trainer.compile(keras.optimizers.SGD(0.0), metrics=metrics)
+    logs = one_step(trainer, images, labels)
+    if not compiled_metrics:
+        # The attack sees the first moving statistics, 0 and 1, as of a fresh network.
+        adversarial = attack.perturb(network(), images, labels)
+        mean = adversarial.numpy().reshape(len(images), -1).mean(0)
+        moving_mean = model.layers[1].moving_mean.numpy()
+        np.testing.assert_allclose(moving_mean, mean, rtol=1e-5)
+    assert logs["loss"] == pytest.approx(2 * logs["adversarial_loss"])
+    for name in ("clean_loss", "clean_accuracy"):
+        assert np.isnan(logs[name]) == (not compiled_metrics)
+
+
 @on_one_and_two_devices
 def test_without_attack_equals_the_stock_trainer(scope, request):
     devices = request.node.callspec.params["scope"]

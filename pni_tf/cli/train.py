@@ -109,6 +109,13 @@ def _check(settings: SimpleNamespace) -> None:
         raise ValueError(
             f"--pixeldp_bound must be positive. Received: {settings.pixeldp_bound}"
         )
+    if settings.warmup_epochs and settings.schedule != "cosine":
+        raise ValueError("--warmup_epochs needs --schedule=cosine")
+    if settings.warmup_epochs >= settings.epochs:
+        raise ValueError(
+            f"--warmup_epochs={settings.warmup_epochs} leaves no epoch of --epochs="
+            f"{settings.epochs} for the rate to fall"
+        )
     if not settings.adversarial and settings.epoch_delay:
         raise ValueError("--epoch_delay needs --adversarial")
     if settings.epoch_delay >= settings.epochs and settings.adversarial:

@@ -350,6 +350,13 @@ def _optimisation():
         "Schedule of the learning rate.",
         module_name=OPTIMISATION,
     )
+    flags.DEFINE_integer(
+        "warmup_epochs",
+        0,
+        "Epochs in which the rate rises from 0 before cosine lets it fall.",
+        lower_bound=0,
+        module_name=OPTIMISATION,
+    )
     flags.DEFINE_list(
         "drop_epochs",
         ["80", "120"],

@@ -176,7 +176,7 @@ def compiled_trainer(
         seed=settings.seed,
     )
     trainer.compile(
-        optimizer=_optimizer(
+        optimizer=make_optimizer(
             settings, steps_per_epoch(dataset.train, settings.batch_size)
         ),
         jit_compile={"auto": "auto", "on": True, "off": False}[settings.jit],
@@ -239,7 +239,8 @@ def learning_rate(settings: SimpleNamespace) -> float:
     return settings.learning_rate * settings.batch_size / settings.base_batch_size
 
 
-def _optimizer(settings, steps):
+def make_optimizer(settings: SimpleNamespace, steps: int) -> keras.Optimizer:
+    """Returns the optimizer with its schedule, for epochs of so many steps."""
     initial = rate = learning_rate(settings)
     schedules = keras.optimizers.schedules
     if settings.schedule == "piecewise":
@@ -251,7 +252,13 @@ def _optimizer(settings, steps):
             [initial * factor for factor in factors],
         )
     elif settings.schedule == "cosine":
-        rate = schedules.CosineDecay(rate, settings.epochs * steps)
+        rising = settings.warmup_epochs * steps
+        rate = schedules.CosineDecay(
+            0.0 if rising else initial,
+            settings.epochs * steps - rising,
+            warmup_target=initial if rising else None,
+            warmup_steps=rising,
+        )
     if settings.optimizer == "adam":
         return keras.optimizers.Adam(rate)
     return keras.optimizers.SGD(
