@@ -121,7 +121,7 @@ def history(run_dir):
 def compare(expected, found, tolerance):
     """Returns what differs between two finished runs."""
     names = [
-        {p.name.rpartition("-")[0]: p for p in run.glob("checkpoints/epoch*")}
+        {p.name.rpartition("-")[0]: p for p in sorted(run.glob("checkpoints/epoch*"))}
         for run in (expected, found)
     ]
     if list(names[0]) != list(names[1]):

@@ -88,6 +88,7 @@ class Checkpoint(keras.callbacks.Callback):
         self._start = Position()  # of the next `fit`
         self._metrics = None  # of the epoch that goes on there
         self._stop = None  # the signal that asks for an end
+        self._restored, self._damaged = False, []
 
     # ---- reading
 
@@ -100,28 +101,38 @@ class Checkpoint(keras.callbacks.Callback):
             Where training goes on; `Position(0, 0)` without a checkpoint.
 
         Raises:
-            ValueError: If there are checkpoints, and all are damaged; or if workers do
-                not see the same ones.
+            ValueError: If there are checkpoints, and all are damaged or the newest is
+                of another network; or if workers do not see the same ones.
+            OSError: If one cannot be read just now, which does not condemn it.
         """
-        errors = []
-        position = Position()
+        self._wait_for_the_chief()
+        self._restored, self._damaged, position = True, [], Position()
         for found, path in reversed(self._existing()):
+            if _digest(path) != _NAME.fullmatch(path.name)[3]:
+                self._damaged.append(path)
+                continue
             try:
                 self._load(model, path)
+            except (OSError, MemoryError):
+                raise
             except Exception as error:  # NumPy and zipfile raise many kinds
                 reason = str(error).strip().splitlines() or [repr(error)]
-                errors.append(f"{path}: {reason[0]}")
-                continue
-            for line in errors:
-                logging.warning("Skipped a damaged checkpoint: %s", line)
+                raise ValueError(f"Cannot load {path}: {reason[0]}") from error
             position = found
             break
         else:
-            if errors:
+            if self._damaged:
                 raise ValueError(
-                    "No checkpoint can be read; remove the run directory to start "
-                    f"again. Received: {'; '.join(errors)}"
+                    "All checkpoints are damaged, their content does not match the "
+                    "digests in their names; remove the run directory to start again. "
+                    f"Received: {[str(path) for path in self._damaged]}"
                 )
+        for path in self._damaged:
+            logging.warning(
+                "Skipped a damaged checkpoint: %s: its content does not match the "
+                "digest in its name",
+                path,
+            )
         if (self.workers.gather([*position]) != [[*position]]).any():
             raise ValueError(
                 "The workers do not see the same checkpoints: the run directory must "
@@ -131,13 +142,19 @@ class Checkpoint(keras.callbacks.Callback):
         self._start = position
         return position
 
+    def _wait_for_the_chief(self):
+        """Shared folders show new files to some workers up to a minute later."""
+        for _ in range(20):
+            newest = self.workers.gather([*self.position()])
+            if (newest == newest[0]).all():
+                break
+            time.sleep(5)
+
     def position(self) -> Position:
         """Returns the position of the newest checkpoint."""
         return max((found for found, _ in self._existing()), default=Position())
 
     def _load(self, model, path):
-        if _digest(path) != _NAME.fullmatch(path.name)[3]:
-            raise ValueError("its content does not match the digest in its name")
         with model.distribute_strategy.scope():
             model.optimizer.build(model.trainable_variables)
         variables = _variables(model)
@@ -146,7 +163,10 @@ class Checkpoint(keras.callbacks.Callback):
             values = [file[name] for name in file.files if name != "state"]
         shapes = [list(variable.shape) for variable in variables]
         if [list(value.shape) for value in values] != shapes:
-            raise ValueError("it is of another network")
+            raise ValueError(
+                f"it is of another network, with {len(values)} variables where this "
+                f"one has {len(variables)}, or of other shapes; use another folder"
+            )
         for variable, value in zip(variables, values, strict=True):
             variable.assign(value)
         self._metrics = [np.array(values) for values in state["metrics"]]
@@ -182,8 +202,16 @@ class Checkpoint(keras.callbacks.Callback):
         finally:
             for number, handler in earlier.items():
                 signal.signal(number, handler)
+        if self._stop is not None:  # it came too late for `fit` to see it
+            raise KeyboardInterrupt(self._stop.name)
 
     def on_train_begin(self, logs=None):
+        if not self._restored and self._existing():
+            raise ValueError(
+                f"{self.directory} has checkpoints of an earlier training: call "
+                "`restore` first, which goes on with it, or use another folder"
+            )
+        self._restored = True
         if self.workers.is_chief:
             self.directory.mkdir(parents=True, exist_ok=True)
         self._saved_at = time.monotonic()
@@ -228,6 +256,8 @@ class Checkpoint(keras.callbacks.Callback):
 
     def _end(self, stop):
         if stop:
+            # Who leaves first may take the others down before the chief has written.
+            self.workers.barrier()
             raise KeyboardInterrupt((self._stop or signal.SIGTERM).name)
 
     # ---- writing
@@ -252,10 +282,10 @@ class Checkpoint(keras.callbacks.Callback):
         name = f"epoch-{position.epoch:05d}-step-{position.step:07d}-{_digest(newest)}"
         name += ".npz"
         os.replace(newest, self.directory / name)
-        for found, path in self._existing():
-            # Damaged ones, which training has gone back behind.
-            if found >= position and path.name != name:
+        for path in self._damaged:
+            if path.name != name:  # which is whole now
                 path.unlink(missing_ok=True)
+        self._damaged = []
         for _, old in self._existing()[: -self.keep]:
             old.unlink(missing_ok=True)
 
@@ -325,8 +355,15 @@ class Checkpoint(keras.callbacks.Callback):
         callbacks = keras.callbacks.CallbackList(callbacks, model=trainer)
         callbacks.on_train_begin()
         callbacks.on_epoch_begin(epoch)
+        looking = keras.callbacks.LambdaCallback(
+            on_test_batch_end=self.on_test_batch_end
+        )
         validation = trainer.evaluate(
-            validation_data, steps=validation_steps, return_dict=True, verbose=0
+            validation_data,
+            steps=validation_steps,
+            callbacks=[looking],
+            return_dict=True,
+            verbose=0,
         )
         trainer.reset_metrics()
         self._add_metrics()

@@ -178,6 +178,8 @@ def _receive(server, cluster, greeting, deadline, timeout):
                 connection.settimeout(min(5.0, timeout))
                 theirs = json.loads(connection.recv(4096))
                 index, digest = theirs["index"], theirs["digest"]
+                if index not in range(1, len(cluster.addresses)):
+                    raise ValueError(f"no worker {index!r}")
             except TimeoutError:
                 if time.monotonic() < deadline:
                     continue  # someone who says nothing
@@ -227,7 +229,9 @@ def _report(cluster, greeting, deadline, timeout):
                 "seconds, or other workers are missing"
             )
         try:
-            with socket.create_connection((host.strip("[]"), int(port)), left) as chief:
+            # Briefly: a chief that was moved has another address behind its name.
+            address = host.strip("[]"), int(port)
+            with socket.create_connection(address, min(left, 5.0)) as chief:
                 chief.sendall(json.dumps(greeting).encode())
                 chief.settimeout(max(deadline - time.monotonic(), 0.001))
                 answer = chief.recv(4096)

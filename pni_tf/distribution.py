@@ -18,7 +18,7 @@ import dataclasses
 import hashlib
 import json
 import os
-import sys
+import signal
 import threading
 from collections.abc import Iterator
 
@@ -27,6 +27,7 @@ import numpy as np
 import tensorflow as tf
 
 from pni_tf.cluster import Cluster, WorkerLost, rendezvous
+from pni_tf.deadline import deadline
 
 STRATEGIES = ("none", "mirrored", "multi_worker", "tpu")
 
@@ -92,10 +93,12 @@ class Workers:
         except _PEER_ERRORS as error:
             if self.count == 1:
                 raise
+            reason = str(error).strip().splitlines() or [""]
             raise WorkerLost(
                 f"worker {self.index} lost its peers: one of them died or cannot be "
                 "reached. The same command, on all workers, goes on from the last "
-                "checkpoint"
+                "checkpoint. If it happens again and again, look at what TensorFlow "
+                f"said: {type(error).__name__}: {reason[0][:200]}"
             ) from error
 
     def distribute(self, batches: tf.data.Dataset):
@@ -229,12 +232,14 @@ def _mirrored():
 def _multi_worker(cluster, agree_on, timeout):
     if len(cluster.addresses) > 1:
         rendezvous(cluster, agree_on=agree_on, timeout=timeout)
-    # All are there, but ports between them may be closed; TensorFlow waits for hours.
-    guard = threading.Timer(timeout, _give_up, [cluster, timeout])
-    guard.daemon = True
-    guard.start()
+    message = (
+        f"error: worker {cluster.index} has no connection to all of "
+        f"{', '.join(cluster.addresses)} after {timeout:g} seconds: open these ports "
+        "between the machines, and see whether the others are alive"
+    )
     place = {"index": cluster.index, "count": len(cluster.addresses)}
-    with Workers(**place).losing_workers():
+    # All are there, but ports between them may be closed, or one dies just now.
+    with deadline(timeout, message, status=75), Workers(**place).losing_workers():
         strategy = tf.distribute.MultiWorkerMirroredStrategy(
             tf.distribute.cluster_resolver.SimpleClusterResolver(
                 tf.train.ClusterSpec({"worker": list(cluster.addresses)}),
@@ -243,22 +248,12 @@ def _multi_worker(cluster, agree_on, timeout):
                 rpc_layer="grpc",
             )
         )
-    workers = Workers(strategy, **place)
-    workers.barrier()
-    guard.cancel()
+        workers = Workers(strategy, **place)
+        workers.barrier()
+    if threading.current_thread() is threading.main_thread():
+        # TensorFlow has put a handler in the place of ours that does nothing but log.
+        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
     return workers
-
-
-def _give_up(cluster, timeout):
-    # TensorFlow waits in C++, where no exception reaches it.
-    print(
-        f"error: worker {cluster.index} has no connection to all of "
-        f"{', '.join(cluster.addresses)} after {timeout:g} seconds: open these ports "
-        "between the machines",
-        file=sys.stderr,
-        flush=True,
-    )
-    os._exit(75)
 
 
 def _tpu(name):

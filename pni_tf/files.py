@@ -1,10 +1,15 @@
 """Files that are there whole or not at all."""
 
 import contextlib
+import fcntl
 import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+
+from absl import logging
+
+LOCK = ".lock"
 
 
 @contextlib.contextmanager
@@ -38,6 +43,39 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
             "is lost; make the folder writable or free some space, then give the same "
             "command again"
         ) from error
+
+
+@contextlib.contextmanager
+def lock(directory: str | os.PathLike, what: str) -> Iterator[None]:
+    """Keeps other processes from writing to a folder; one that dies lets go.
+
+    Args:
+        directory: The folder; its file `.lock` stays.
+        what: The folder's name in the error, such as a flag.
+
+    Raises:
+        ValueError: If another process has it.
+        OSError: If the folder cannot be written.
+    """
+    # A file, not the folder itself: locks of folders do not reach across NFS.
+    path = Path(directory) / LOCK
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise OSError(f"cannot write to {what}: {error}") from error
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(
+                f"{what} is in use by another process: wait for its end, or use "
+                "another folder"
+            ) from error
+        except OSError as error:
+            logging.warning("%s: no lock on this file system (%s)", what, error)
+        yield
+    finally:
+        os.close(handle)
 
 
 def write_text(path: str | os.PathLike, content: str) -> None:

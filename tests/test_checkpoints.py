@@ -189,10 +189,12 @@ def test_a_signal_makes_a_checkpoint_at_once(tmp_path, whole, moment, position):
 
 def test_a_second_signal_does_not_wait(tmp_path):
     checkpoint = Checkpoint(tmp_path)
-    with checkpoint.stopping_on(signal.SIGINT, signal.SIGTERM):
+    with (
+        pytest.raises(KeyboardInterrupt, match="SIGINT"),
+        checkpoint.stopping_on(signal.SIGINT, signal.SIGTERM),
+    ):
         os.kill(os.getpid(), signal.SIGTERM)
-        with pytest.raises(KeyboardInterrupt, match="SIGINT"):
-            os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
 
 
 def test_nothing_to_restore(tmp_path):
@@ -267,10 +269,45 @@ def test_error_when_all_checkpoints_are_damaged(two_checkpoints):
     checkpoint, _ = two_checkpoints
     for path in paths(checkpoint):
         path.write_bytes(path.read_bytes()[:100])
-    message = "No checkpoint can be read.*epoch-00002-.*: .*epoch-00001"
+    message = "All checkpoints are damaged.*epoch-00002-.*epoch-00001"
     with pytest.raises(ValueError, match=message):
         checkpoint.restore(trainer_of())
     assert len(paths(checkpoint)) == 2  # nothing is removed
+
+
+def test_a_checkpoint_that_cannot_be_read_just_now_is_kept(
+    two_checkpoints, monkeypatch
+):
+    checkpoint, values = two_checkpoints
+    with monkeypatch.context() as patched:
+        patched.setattr(np, "load", lambda *args, **kwargs: os.open("/", os.O_WRONLY))
+        with pytest.raises(OSError, match="Is a directory"):
+            checkpoint.restore(trainer_of())
+    trainer = trainer_of(seed=1)
+    assert checkpoint.restore(trainer) == (2, 0)
+    assert_same(everything(trainer), values[1])
+
+
+def test_fit_does_not_take_the_place_of_checkpoints_that_it_did_not_restore(
+    two_checkpoints,
+):
+    checkpoint, _ = two_checkpoints
+    before = paths(checkpoint)
+    other = Checkpoint(checkpoint.directory)
+    with pytest.raises(ValueError, match="call `restore` first"):
+        fit(trainer_of(), [other], epochs=1)
+    assert paths(checkpoint) == before
+
+
+def test_a_signal_that_comes_too_late_for_fit_is_not_lost(tmp_path):
+    checkpoint = Checkpoint(tmp_path)
+    before = signal.getsignal(signal.SIGTERM)
+    with (
+        pytest.raises(KeyboardInterrupt, match="SIGTERM"),
+        checkpoint.stopping_on(signal.SIGTERM),
+    ):
+        signal.raise_signal(signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_other_files_are_left_alone(two_checkpoints):

@@ -181,7 +181,15 @@ def test_workers_with_another_cluster_are_refused():
 
 
 @pytest.mark.parametrize(
-    "says", [b"", b"GET / HTTP/1.0\r\n\r\n", b'{"index": 1}', b"7"]
+    "says",
+    [
+        b"",
+        b"GET / HTTP/1.0\r\n\r\n",
+        b'{"index": 1}',
+        b"7",
+        b'{"index": [], "digest": "x"}',
+        b'{"index": 2, "digest": "x"}',
+    ],
 )
 def test_strangers_are_ignored(says):
     hosts = addresses(2)

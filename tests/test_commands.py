@@ -374,7 +374,7 @@ class TestRunDirectory:
         command(train, "--run_dir=run")
         code = (
             "import fcntl, os, sys\n"
-            "fcntl.flock(os.open('run', os.O_RDONLY), fcntl.LOCK_EX)\n"
+            "fcntl.flock(os.open('run/.lock', os.O_RDWR), fcntl.LOCK_EX)\n"
             "print('locked', flush=True)\n"
             "sys.stdin.read()"
         )

@@ -14,7 +14,7 @@ from replica_training import EPOCHS, examples, network, train
 from test_cluster import addresses
 
 from pni_tf import load_target
-from pni_tf.cluster import Cluster, WorkerLost
+from pni_tf.cluster import Cluster, WorkerLost, rendezvous
 from pni_tf.distribution import Workers, average_over_replicas, connect, share_of_batch
 from pni_tf.evaluation import evaluate_robustness, standard_scenarios
 
@@ -113,6 +113,8 @@ def test_own_statistics_of_devices_and_of_workers(
 def test_workers_speak_to_each_other(two_processes):
     for found in two_processes:
         assert found["gathered"].tolist() == [[10, 7], [11, 7]]
+        # TensorFlow has left them their handler of SIGTERM.
+        assert found["caught"] == ["SIGTERM"]
         assert "1 variables differ between workers" in found["disagreement"]
         assert "layer/state" in found["disagreement"]
 
@@ -273,6 +275,30 @@ def test_a_missing_worker_is_named_in_time():
     hosts = addresses(2)
     with pytest.raises(WorkerLost, match=f"no word from worker 1 .*{hosts[1]}"):
         connect("multi_worker", cluster=Cluster(hosts, 0), timeout=1)
+
+
+def test_a_worker_that_dies_while_they_connect_is_named_in_time():
+    """It has met the chief, and never starts TensorFlow."""
+    hosts = addresses(2)
+    code = (
+        "from pni_tf.cluster import Cluster; from pni_tf.distribution import connect; "
+        f"connect('multi_worker', cluster=Cluster({hosts}, 0), timeout=4)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code],
+        env=ENVIRONMENT,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as chief:
+        while True:  # until the chief listens
+            try:
+                rendezvous(Cluster(hosts, 1), agree_on="", timeout=1)
+                break
+            except WorkerLost:
+                assert chief.poll() is None
+        _, err = chief.communicate(timeout=120)
+    assert chief.returncode == 75
+    assert f"worker 0 has no connection to all of {', '.join(hosts)}" in err
 
 
 def test_missing_accelerators():

@@ -517,6 +517,7 @@ class TestEvaluate:
         assert (status, err) == (0, "")
         output = folder / EVALUATED[model][1]
         assert sorted(os.listdir(output)) == [
+            ".lock",
             "accuracies.png",
             "evaluation.json",
             "examples",

@@ -15,6 +15,7 @@ from keras import layers
 
 from pni_tf.attacks import FGSM, PGD, RandomSearch
 from pni_tf.conversion import inject_pni
+from pni_tf.distribution import Workers
 from pni_tf.evaluation import ResultStore, Scenario, evaluate_robustness
 from pni_tf.evaluation.store import slug
 from pni_tf.export import load_target
@@ -140,6 +141,23 @@ class TestContinued:
         files = [path for path in tmp_path.rglob("*") if path.is_file()]
         folder = tmp_path / "new" / "folder" / "fgsm_eot-2.batches"
         assert sorted(files) == [folder / "0.npz", folder / "4.npz"]
+
+    def test_what_another_worker_does_not_see_is_computed_again(
+        self, target, expected, tmp_path
+    ):
+        """Else one would wait for the other at another row."""
+
+        class Blind(Workers):
+            def gather(self, values):
+                return np.array([values, [0] * len(values)])
+
+        options = {**OPTIONS, "store": ResultStore(tmp_path, "model")}
+        evaluate_robustness(target, IMAGES, LABELS, ROWS, **options)
+        twin, calls = counted(target)
+        options["workers"] = Blind()
+        found = evaluate_robustness(twin, IMAGES, LABELS, ROWS, **options)
+        assert calls.numpy() >= sum(CALLS)
+        assert_same(found, expected)
 
     def test_further_scenarios(self, target, expected, tmp_path):
         target, calls = counted(target)
@@ -433,7 +451,7 @@ def test_file_digest(tmp_path):
         ("C&W L2 9×10", "c_w_l2_9_10"),
         ("worst case linf ε=0.03", "worst_case_linf_eps=0.03"),
         ("transfer from runs/plain", "transfer_from_runs_plain"),
-        ("../../secret", ".._.._secret"),
+        ("../../secret", "secret"),
         ("epsilon 0.0313725", "epsilon_0.0313725"),
     ],
 )

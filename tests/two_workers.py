@@ -6,7 +6,9 @@ Trains with and without synchronised batch normalisation, evaluates, and writes 
 has found to FILE.
 """
 
+import os
 import pickle
+import signal
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,8 +26,12 @@ from pni_tf.export import load_target
 def main():
     index, addresses, path = int(sys.argv[1]), sys.argv[2].split(","), sys.argv[3]
     cluster = Cluster(tuple(addresses), index)
+    caught = []
+    signal.signal(signal.SIGTERM, lambda *_: caught.append("SIGTERM"))
     workers = connect("multi_worker", cluster=cluster, agree_on="", timeout=60)
+    os.kill(os.getpid(), signal.SIGTERM)
     found = {
+        "caught": caught,
         "gathered": workers.gather([10 + index, 7]),
         "synchronized": train(workers, synchronized=True),
         "own statistics": train(workers, synchronized=False),

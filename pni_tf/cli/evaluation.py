@@ -1,5 +1,6 @@
 """The work of `bin/evaluate`, once its flags are parsed."""
 
+import contextlib
 import json
 import time
 from collections.abc import Callable
@@ -44,7 +45,18 @@ def evaluate(settings: SimpleNamespace, workers: Workers) -> None:
         for name, target in targets.items()
     }
     settings.output.mkdir(parents=True, exist_ok=True)
-    run = _Runner(settings, targets, identities, images, labels, workers)
+    lock = contextlib.nullcontext()
+    if workers.is_chief:
+        lock = files.lock(settings.output, f"--output_dir={settings.output}")
+    with lock:
+        run = _Runner(settings, targets, identities, images, labels, workers)
+        _run(settings, run, plans, planner.substitutes)
+        workers.barrier()
+
+
+def _run(settings, run, plans, substitutes):
+    """Does all that is planned, and writes it."""
+    targets = run.targets
     columns = {name: run.scenarios(name, plan) for name, plan in plans.items()}
     columns = {
         name: results + worst_cases(results) for name, results in columns.items()
@@ -56,12 +68,11 @@ def evaluate(settings: SimpleNamespace, workers: Workers) -> None:
     checklist = certificates = None
     if settings.checklist:
         checklist = run.checklist(next(iter(targets)))
-    if workers.is_chief:
+    if run.workers.is_chief:
         if settings.certify:
             certificates = run.certificates(next(iter(targets)))
         analyses = (curves, checklist, certificates)
-        _write(settings, columns, *analyses, planner.substitutes)
-    workers.barrier()
+        _write(settings, columns, *analyses, substitutes)
 
 
 def evaluate_columns(

@@ -1,8 +1,8 @@
 """The folder of one run: where things lie, and whether it may be written to."""
 
 import contextlib
-import fcntl
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,15 +32,17 @@ class RunDirectory:
         # Of the evaluation while it runs.
         self.batches = self.path / "unfinished_evaluation"
         self.undefended = self.path / "undefended"
+        self.workers = self.path / "workers"
         # Written last.
         self.finished = self.path / "finished"
-        self._lock = None
+        self._lock = contextlib.ExitStack()
 
-    def open(self, *, write: bool = True) -> None:
+    def open(self, *, write: bool = True, several: bool = False) -> None:
         """Creates the folder, or checks that it belongs to the same command.
 
         Args:
             write: Whether this process writes it; False for all workers but the chief.
+            several: Whether there are other workers, which write logs.
 
         Raises:
             ValueError: If the folder holds something else, a run with other flags, or
@@ -58,7 +60,7 @@ class RunDirectory:
                     "another --run_dir, or the same settings:\n  "
                     + "\n  ".join(different)
                 )
-        elif write and self.path.exists() and any(self.path.iterdir()):
+        elif write and self.path.exists() and set(os.listdir(self.path)) - {files.LOCK}:
             raise ValueError(
                 f"--run_dir={self.path} is not empty and holds no run of this program "
                 "(no flags.cfg). Use another folder"
@@ -67,34 +69,29 @@ class RunDirectory:
             return  # and leave everything as it is
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            if several:
+                self.workers.mkdir(exist_ok=True)
         except OSError as error:
             raise OSError(f"cannot write to --run_dir={self.path}: {error}") from error
-        self._claim()
+        self._lock.enter_context(files.lock(self.path, f"--run_dir={self.path}"))
         files.write_text(self.flags, train_flags.serialized())
 
     def close(self) -> None:
         """Lets other processes write the folder; a process that dies does so too."""
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
-
-    def _claim(self):
-        self._lock = os.open(self.path, os.O_RDONLY)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ValueError(
-                f"--run_dir={self.path} is in use by another process: wait for its "
-                "end, or use another folder"
-            ) from error
-        except OSError:
-            pass  # a file system without locks
+        self._lock.close()
 
     @contextlib.contextmanager
     def log_of(self, worker: int) -> Iterator[None]:
         """Sends the output of a worker that is not the chief to a file of its own."""
-        folder = self.path / "workers"
-        folder.mkdir(exist_ok=True)
-        path = folder / f"{worker}.log"
-        with path.open("a", buffering=1) as log, contextlib.redirect_stdout(log):
+        path = self.workers / f"{worker}.log"
+        for attempt in range(100):
+            try:
+                log = path.open("a", buffering=1)
+                break
+            except FileNotFoundError:
+                # Shared folders show what the chief has made after up to a minute.
+                if attempt == 99:
+                    raise
+                time.sleep(1)
+        with log, contextlib.redirect_stdout(log):
             yield

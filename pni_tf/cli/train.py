@@ -32,7 +32,9 @@ def main() -> None:
         flags.FLAGS.run_dir = settings.run_dir = f"runs/{name}"
     cluster = find_cluster() if settings.strategy == "multi_worker" else None
     with contextlib.closing(RunDirectory(settings.run_dir)) as directory:
-        directory.open(write=cluster is None or cluster.is_chief)
+        directory.open(
+            write=cluster is None or cluster.is_chief, several=cluster is not None
+        )
         _run(settings, directory, cluster)
 
 

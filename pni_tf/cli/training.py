@@ -53,7 +53,8 @@ def train(
         RuntimeError: If the loss is not finite.
         WorkerLost: If another worker died.
     """
-    if directory.model.exists():
+    # As the chief sees it: shared folders show new files to some workers later.
+    if workers.gather([directory.model.exists()])[0, 0]:
         return
     with workers.scope():
         trainer = compiled_trainer(settings, dataset, workers)
@@ -121,8 +122,8 @@ def _fit(settings, directory, dataset, workers, trainer, checkpoint, start):
         if "NaN or Inf loss" not in str(error):
             raise
         raise _diverged(str(error), directory) from error
-    workers.barrier()  # the others read what the chief has written
-    if checkpoint.position().epoch < settings.epochs:  # it saves finite weights only
+    (epoch, _), *_ = workers.gather([*checkpoint.position()])  # the chief's
+    if epoch < settings.epochs:  # it saves finite weights only
         raise _diverged("NaN or Inf weights after the last step.", directory)
 
 

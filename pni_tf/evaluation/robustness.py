@@ -142,7 +142,9 @@ def _arrays(target, images, labels, scenario, common, store, progress, workers):
     }
     stamp = {**settings, "target": target.name}
     arrays = store.read(scenario.name, stamp) if store else None
-    if arrays is not None:
+    # Shared folders show a new file to some workers later than to others.
+    known = workers.gather([arrays is not None]).all()
+    if arrays is not None and known:
         return {name: value for name, value in arrays.items() if name != "labels"}
 
     def attack(start, copy, attack_and_score):

@@ -81,4 +81,4 @@ class ResultStore:
 def slug(name: str) -> str:
     """Returns a name as a file name: `PGD-40 EOT-20` becomes `pgd-40_eot-20`."""
     name = name.replace("ε", "eps")
-    return re.sub(r"[^a-z0-9.=-]+", "_", name.lower()).strip("_")
+    return re.sub(r"[^a-z0-9.=-]+", "_", name.lower()).strip("_.") or "_"
