@@ -213,6 +213,13 @@ class PNIAdversarialModel(DistributedModel):
 
     def train_step(self, data):
         images, labels, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        share = 1.0
+        if self._loss_fn.reduction != "sum":
+            share = share_of_batch(tf.shape(images)[0])
+            with tf.control_dependencies([tf.convert_to_tensor(share)]):
+                # Else a replica without images fails where the others already wait for
+                # it, and the error may be theirs.
+                images = tf.identity(images)
         clean_logits = clean_loss = adversarial_logits = adversarial_loss = None
         attacks = self.attack is not None and not self._clean_only
         with tf.GradientTape() as tape:
@@ -239,9 +246,6 @@ class PNIAdversarialModel(DistributedModel):
             # in common, and the last forward pass has written it.
             loss = self._weighted(clean_loss, adversarial_loss)
             penalty = self._penalty(loss.dtype)
-            share = 1.0
-            if self._loss_fn.reduction != "sum":
-                share = share_of_batch(tf.shape(images)[0])
             scaled_loss = self.optimizer.scale_loss(share * loss + penalty)
         variables = self.trainable_variables
         gradients = tape.gradient(scaled_loss, variables)
