@@ -50,13 +50,15 @@ def train(
 
     Raises:
         RuntimeError: If the loss is not finite.
+        ValueError: If a file of the run is damaged.
         WorkerLost: If another worker died.
     """
+    history = HistoryFile(directory.history)
     if directory.model.exists():
+        history.check(settings.epochs)
         return
     with workers.scope():
         trainer = compiled_trainer(settings, dataset, workers)
-    history = HistoryFile(directory.history)
     checkpoint = Checkpoint(
         directory.checkpoints,
         steps=settings.checkpoint_steps,
@@ -66,6 +68,7 @@ def train(
         workers=workers,
     )
     start = checkpoint.restore(trainer)
+    history.check(start.epoch)
     print(_headline(settings, directory, dataset, trainer.model, workers, start))
     if start.epoch < settings.epochs:
         _fit(settings, directory, dataset, workers, trainer, checkpoint, start)
