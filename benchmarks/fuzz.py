@@ -34,19 +34,20 @@ from pathlib import Path
 from fuzz_cases import COLUMNS, Offence, generator_of
 
 SURFACES = {  # name: (module, heading, number of cases)
-    "flags": ("fuzz_flags", "flags, as far as TensorFlow's import", 1300),
-    "late": ("fuzz_late", "flags that are checked behind it", 160),
+    "flags": ("fuzz_flags", "flags, up to the import of TensorFlow", 1300),
+    "late": ("fuzz_late", "flags that are checked behind it", 120),
     "flagfiles": ("fuzz_flagfiles", "flagfiles", 200),
     "cluster": ("fuzz_cluster", "TF_CONFIG and Slurm", 240),
-    "arrays": ("fuzz_arrays", "image and label arrays", 320),
+    "arrays": ("fuzz_arrays", "image and label arrays", 260),
     "models": ("fuzz_models", "model files", 200),
-    "runs": ("fuzz_runs", "files of a run directory", 200),
+    "runs": ("fuzz_runs", "files of a run directory", 150),
 }
 LONGEST = 120  # seconds without an answer
 
 
 def work(surface, seed, cases):
     """Runs cases in this process and prints a line of JSON before and after each."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # as the commands do
     module = importlib.import_module(SURFACES[surface][0])
     # What the library prints must not come between.
     answers = os.fdopen(os.dup(1), "w", buffering=1)

@@ -217,6 +217,11 @@ TRAIN = (
         "pni_granularity": choice("layerwise", "channelwise", "elementwise"),
         "pni_alpha": number(),
         "pni_sigma": choice("batch", "example"),
+        "noise": choice("pni", "rse", "pixeldp"),
+        "rse_first": number(),
+        "rse_others": number(),
+        "pixeldp_bound": number(),
+        "pixeldp_distribution": choice("gaussian", "laplace"),
         "adversarial": truth(),
         "epsilon": number(),
         "attack_steps": count(),
@@ -236,6 +241,7 @@ TRAIN = (
         "momentum": number(0, 1),
         "nesterov": truth(),
         "schedule": choice("constant", "piecewise", "cosine"),
+        "warmup_epochs": count(0),
         "drop_epochs": _LIST_OF_COUNTS,
         "drop_factor": number(),
         "weight_decay": number(),
@@ -255,6 +261,7 @@ TRAIN = (
         "eval_draws": count(),
         "eval_steps": _LIST_OF_COUNTS,
         "eval_expectation": count(),
+        "eval_ensemble": count(),
         "eval_examples": count(),
         "export": truth(),
     }
@@ -278,6 +285,9 @@ EVALUATE = (
         "substitute_images": count(),
         "curves": several(choice("epsilon", "steps", "draws").value, "epsilon,draws"),
         "checklist": truth(),
+        "ensemble": count(),
+        "certify": truth(),
+        "certify_draws": count(),
         "twin": words("twin.keras"),
         "draws": count(),
         "batch_size": count(),
@@ -299,12 +309,19 @@ def contradiction(command, given):
             (get("norm") == "l2" and only_linf)
             or (get("towards") and get("suite") and not get("attacks"))
         )
-    adversarial, noisy = get("adversarial", True), get("pni", "w") != "none"
+    adversarial = get("adversarial", True)
+    noise = get("noise", "pni")
+    noisy = noise != "pni" or get("pni", "w") != "none"
+    warmup = get("warmup_epochs", 0)
     weights = get("clean_weight", 0.5) + get("adversarial_weight", 0.5)
     steps = get("drop_epochs", [80, 120])
     delay = get("epoch_delay", 0)
     return bool(
         steps != sorted(set(steps))
+        or (not noisy and get("eval_ensemble", 1) > 1)
+        or (noise == "pixeldp" and not get("pixeldp_bound", 0.1))
+        or (warmup and get("schedule", "piecewise") != "cosine")
+        or warmup >= get("epochs", 160)
         or (not get("noise_in_attack", True) and not (adversarial and noisy))
         or (delay and not adversarial)
         or (adversarial and delay >= get("epochs", 160))

@@ -112,11 +112,35 @@ class HistoryFile(keras.callbacks.Callback):
         self.path.parent.mkdir(parents=True, exist_ok=True)
 
     def read(self) -> list[dict[str, str]]:
-        """Returns the rows of the file; none if it does not exist."""
+        """Returns the rows of the file; none if it does not exist.
+
+        Raises:
+            ValueError: If it is damaged.
+        """
         if not self.path.exists():
             return []
-        with self.path.open(newline="") as file:
-            return list(csv.DictReader(file))
+        try:
+            with self.path.open(newline="", encoding="utf-8") as file:
+                rows = list(csv.DictReader(file, strict=True))
+            for row in rows:
+                # Epochs that differ in their logs leave empty cells.
+                [float(row[name]) for name in row if row[name] != ""]
+                int(row["epoch"])
+        except (csv.Error, KeyError, TypeError, ValueError) as error:
+            raise self._damaged(f"it cannot be read ({error!r})") from error
+        return rows
+
+    def check(self, epochs: int) -> None:
+        """Raises a ValueError unless the first rows are those of so many epochs."""
+        found = [int(row["epoch"]) for row in self.read()]
+        if found[:epochs] != list(range(1, epochs + 1)):
+            raise self._damaged(f"it lacks some of the {epochs} finished epochs")
+
+    def _damaged(self, reason):
+        return ValueError(
+            f"{self.path} is damaged: {reason}. Put a copy of it back, or train again "
+            "in another folder"
+        )
 
     def state(self) -> dict[str, float]:
         """Returns what is known of the current epoch, for a checkpoint within it."""

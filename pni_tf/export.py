@@ -146,9 +146,12 @@ def _check_sums(directory):
     """Raises a ValueError if a file is not what the export has written."""
     if not (directory / _SUMS).exists():
         return  # someone else's, or an older one
-    for line in (directory / _SUMS).read_text(errors="replace").splitlines():
-        digest, _, name = line.partition("  ")
-        file = directory / name
+    lines = (directory / _SUMS).read_text(errors="replace").splitlines()
+    sums = {directory / line[66:]: line[:64] for line in lines}
+    # Other files may lie beside these.
+    needed = [directory / "saved_model.pb", *(directory / "variables").glob("*")]
+    for file in [*sums, *needed]:
+        digest = sums.get(file)
         if not file.is_file() or file_digest(file, name=False) != digest:
             raise ValueError(
                 f"{str(file)!r} is damaged or missing: export the model again, or use "

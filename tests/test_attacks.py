@@ -338,7 +338,7 @@ GOOD = np.full((3, 4, 4, 1), 0.5, "float32"), np.array([0, 1, 0])
         ((GOOD[0] * 255).astype("uint8"), GOOD[1], "`images` must be floats.*uint8"),
         (GOOD[0] * 255, GOOD[1], r"`images` must be in \[0, 1\].*127.5"),
         (tf.constant(GOOD[0] * 255), GOOD[1], r"`images` must be in \[0, 1\].*127.5"),
-        (GOOD[0][:0], GOOD[1][:0], r"at least one image.*\(0, 2, 2, 1\)"),
+        (GOOD[0][:0], GOOD[1][:0], r"at least one image.*\(0, 4, 4, 1\)"),
         (GOOD[0][0], GOOD[1], r"`images` must have the shape.*\(4, 4, 1\)"),
         (None, GOOD[1], "`images` must be floats.*object"),
         (GOOD[0], GOOD[1].astype("float32"), "`labels` must be integers.*float32"),

@@ -95,6 +95,36 @@ def test_history_survives_an_interruption_while_writing(tmp_path, monkeypatch):
     assert [row["loss"] for row in rows_of(history.path)] == ["1"]
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"words",
+        b"epoch,loss\n1,0.5\nx,0.4\n",
+        b"epoch,loss\n1,0.5\n2\n",
+        b"epoch,loss\n1,0.5\n2,0.4,0.3\n",
+        b"epoch,loss\n1,0.5\n2,many\n",
+        b"epoch,loss\n1,0.5\n2,0.\x00\n",
+        b"epoch,loss\n1,0.5\n2,\xff\n",
+        b"1,0.5\n2,0.4\n",
+        b"epoch,loss\n1,0.5\n",
+        b"epoch,loss\n2,0.5\n1,0.5\n",
+    ],
+)
+def test_a_damaged_history_is_named(tmp_path, content):
+    path = tmp_path / "history.csv"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"{path} is damaged: .* Put a copy of it"):
+        HistoryFile(path).check(2)
+
+
+def test_a_history_may_be_ahead_of_the_checkpoint(tmp_path):
+    path = tmp_path / "history.csv"
+    HistoryFile(path).check(0)
+    path.write_text("epoch,loss,val\n1,0.5,\n2,0.4,1\n3,0.3,\n")
+    HistoryFile(path).check(2)
+
+
 def test_alphas_in_the_logs(tmp_path):
     trainer = trainer_of(location="w+a-b")
     for wrapper in noise_wrappers(trainer.model):

@@ -437,6 +437,12 @@ class TestRunDirectory:
             flags.FLAGS.epochs += 1
             assert len(train_flags.differences(text)) == 1
 
+    def test_a_flags_cfg_that_is_no_text(self, command, folder):
+        (folder / "run").mkdir()
+        (folder / "run" / "flags.cfg").write_bytes(b"--epochs=\xff")
+        assert_refused(command(train, "--run_dir=run"), "run/flags.cfg is damaged")
+        assert_refused(command(evaluate, "run"), "run/flags.cfg is damaged")
+
     def test_flags_cfg_is_read_without_the_flags_of_train(self, folder):
         _, text = parsed(train, "--dataset=svhn", "--epsilon=0.1", "--run_dir=a=b")
         (folder / "flags.cfg").write_text(text)
@@ -646,6 +652,8 @@ class TestEvaluateFlags:
                     ("pgd(steps=many)", ["pgd(steps=many)", "'many'"]),
                     ("pgd(restarts=2,random_start=false)", ["random_start"]),
                     ("square(norm=l2)", ["square(norm=l2)", "linf"]),
+                    ("cw(epsilon=0.1)", ["cw(epsilon=0.1)", "no setting epsilon"]),
+                    ("pgd(channels=1)", ["pgd(channels=1)", "no setting channels"]),
                     ("pgd(steps=1,steps=2)", ["steps is given twice", "pgd"]),
                     ("pgd(epsilon=1e400)", ["'1e400' in 'pgd(epsilon=1e400)'"]),
                     ("pgd(epsilon=1e999999999)", ["'1e999999999'"]),
@@ -781,6 +789,19 @@ class TestApp:
         assert result.status == status
         assert ("error: what\n" if status == 2 else "Interrupted") in result.err
         assert "Traceback" not in result.err
+
+    def test_too_little_memory(self, command):
+        class ResourceExhaustedError(Exception):
+            pass
+
+        def main(error):
+            raise error
+
+        for error in (MemoryError(), ResourceExhaustedError("OOM\nmore")):
+            module = SimpleNamespace(
+                __name__="command", run=lambda e=error: self.run(lambda: main(e))
+            )
+            assert_refused(command(module), "not enough memory", "would need less")
 
     def test_bugs_are_one_line_too(self, command):
         module = SimpleNamespace(

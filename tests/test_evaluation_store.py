@@ -353,6 +353,27 @@ class TestFile:
                 np.testing.assert_array_equal(read[name], array)
         assert noticed > 0.7 * len(damaged)
 
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"predictions": np.zeros((2, 3), int)},
+            {"predictions": np.ones((2, 4), int)},
+            {"predictions": np.zeros((2, 4))},
+            {"predictions": np.array("word")},
+            {"more": np.zeros(2)},
+        ],
+    )
+    def test_other_arrays_are_noticed(self, tmp_path, change):
+        """In a whole archive, written by something else."""
+        store = ResultStore(tmp_path, identity="m")
+        arrays = {"predictions": np.zeros((2, 4), int), "l2": np.ones(4, "float32")}
+        store.write("row", {"seed": 1}, arrays)
+        assert store.read("row", {"seed": 1}).keys() == arrays.keys()
+        with np.load(store.path("row")) as file:
+            content = {**file, **change}
+        np.savez(store.path("row"), **content)
+        assert store.read("row", {"seed": 1}) is None
+
     @pytest.mark.parametrize("damage", [b"", b"PK\x03\x04", None])
     @pytest.mark.parametrize("finished", [2, 3])
     def test_a_damaged_file_is_computed_again(

@@ -1,5 +1,6 @@
 """Full disks, vanished folders, damaged and hostile files: an error, nothing lost."""
 
+import json
 import os
 import resource
 import signal
@@ -13,6 +14,7 @@ import pytest
 from replica_training import examples, network
 
 from pni_tf import export_saved_model, files, load_target
+from pni_tf.cli import evaluation_plan
 from pni_tf.evaluation.store import slug
 from pni_tf.export import load_model
 
@@ -166,6 +168,40 @@ def test_a_damaged_export_is_refused(model, tmp_path, damage):
         content[len(content) // 2] ^= 16 * (damage == "flip")
         file.write_bytes(content)
     load_target(tmp_path / "export")
+
+
+@pytest.mark.parametrize("name", ["saved_model.pb", "variables"])
+def test_sums_that_lack_a_file_are_damaged(model, tmp_path, name):
+    export_saved_model(model, tmp_path / "export")
+    sums = tmp_path / "export" / "assets.extra" / "SHA256SUMS"
+    lines = sums.read_text().splitlines(keepends=True)
+    (tmp_path / "export" / "README").write_text("of someone else")
+    load_target(tmp_path / "export")
+    sums.write_text("".join(line for line in lines if name not in line))
+    with pytest.raises(ValueError, match=f"{name}.* is damaged or missing"):
+        load_target(tmp_path / "export")
+
+
+def test_a_damaged_substitute_is_trained_again(tmp_path):
+    path = tmp_path / "model.keras"
+    network(False).save(path)
+    facts = {"labels_asked": 64, "held_out_images": 2, "agreement": 0.5}
+    content = {"facts": facts, "digest": evaluation_plan._digest(path, facts)}
+    path.with_suffix(".json").write_text(json.dumps(content))
+    assert evaluation_plan._read_substitute(path)[1] == facts
+    for text in (
+        json.dumps(content).replace("0.5", "0.6"),
+        json.dumps(facts),
+        "[]",
+        "",
+        "NaN",
+        "[" * 100_000,
+        json.dumps({"facts": None, "digest": ""}),
+    ):
+        path.with_suffix(".json").write_text(text)
+        assert evaluation_plan._read_substitute(path) is None
+    path.with_suffix(".json").write_bytes(b"\xff")
+    assert evaluation_plan._read_substitute(path) is None
 
 
 def test_a_keras_file_runs_no_code(tmp_path, monkeypatch):

@@ -25,6 +25,7 @@ _CONFIG_FOLDERS = (
 # What TensorFlow's integers and floats of 32 bits hold.
 MOST = 2**31 - 1
 _LARGEST = 3e38
+_NO_MEMORY = "ResourceExhaustedError"
 _MAY_BE_EMPTY = ("attacks",)  # which leaves the clean images
 
 
@@ -82,6 +83,13 @@ def run(
             raise
         if isinstance(error, WorkerLost):
             _fail(error, status=75)
+        # The latter is TensorFlow's, which may not be there yet.
+        if isinstance(error, MemoryError) or type(error).__name__ == _NO_MEMORY:
+            reason = str(error).strip().splitlines() or ["MemoryError"]
+            _fail(
+                "not enough memory: fewer images in a batch, or a smaller network, "
+                f"would need less ({reason[0]})"
+            )
         if isinstance(
             error, (ValueError, TypeError, OSError, RuntimeError, ImportError)
         ):

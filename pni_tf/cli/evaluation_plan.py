@@ -131,7 +131,7 @@ class Planner:
 
     def _attack(self, spec, name, epsilon, target=None):
         try:
-            return make_attack(
+            attack = make_attack(
                 name,
                 self.settings.preset,
                 **{
@@ -144,6 +144,12 @@ class Planner:
             )
         except (TypeError, ValueError) as error:
             raise ValueError(f"--attacks: {spec}: {error}") from error
+        for setting in spec.settings:  # such as epsilon, of C&W
+            if not hasattr(attack, setting):
+                raise ValueError(
+                    f"--attacks: {spec}: the attack {name!r} has no setting {setting}"
+                )
+        return attack
 
     def _substitute(self, column, target, identity):
         """Trains the substitute of a target, or loads that of an earlier evaluation.
@@ -185,16 +191,26 @@ class Planner:
         path.parent.mkdir(parents=True, exist_ok=True)
         with files.replacing(path) as scratch:
             substitute.model.save(scratch)
-        files.write_text(path.with_suffix(".json"), json.dumps(facts) + "\n")
+        content = {"facts": facts, "digest": _digest(path, facts)}
+        files.write_text(path.with_suffix(".json"), json.dumps(content) + "\n")
         return substitute.model, facts
 
 
 def _read_substitute(path):
     """Returns the model and its facts, or None if they are not there, or damaged."""
     try:
-        return load_model(path), json.loads(path.with_suffix(".json").read_text())
-    except (OSError, ValueError):
-        return None
+        content = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        facts = content["facts"]
+        if content["digest"] == _digest(path, facts):
+            return load_model(path), facts
+    except (OSError, ValueError, TypeError, LookupError, RecursionError):
+        pass
+    return None
+
+
+def _digest(path, facts):
+    text = json.dumps([facts, files.file_digest(path, name=False)])
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _unique(scenario, scenarios):

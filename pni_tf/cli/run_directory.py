@@ -52,7 +52,7 @@ class RunDirectory:
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"--run_dir={self.path} is a file, not a folder")
         if self.flags.exists():
-            different = train_flags.differences(self.flags.read_text(encoding="utf-8"))
+            different = train_flags.differences(train_flags.text_of(self.flags))
             # A start that failed, say for an unknown dataset, leaves nothing to lose.
             if different and (self.checkpoints.exists() or self.model.exists()):
                 raise ValueError(

@@ -105,13 +105,23 @@ def differences(flagfile: str) -> list[str]:
     ]
 
 
+def text_of(path: Path) -> str:
+    """Returns the text of the `flags.cfg` of a run.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+
+
 def read(path: Path) -> dict[str, str]:
     """Returns the values in the `flags.cfg` of a run; nothing if there is none."""
     if not path.is_file():
         return {}
-    lines = [
-        line for line in path.read_text(encoding="utf-8").splitlines() if "=" in line
-    ]
+    lines = [line for line in text_of(path).splitlines() if "=" in line]
     return dict(line.removeprefix("--").split("=", 1) for line in lines)
 
 

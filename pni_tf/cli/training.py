@@ -51,14 +51,17 @@ def train(
 
     Raises:
         RuntimeError: If the loss is not finite.
+        ValueError: If a file of the run is damaged.
         WorkerLost: If another worker died.
     """
+    history = HistoryFile(directory.history)
     # As the chief sees it: shared folders show new files to some workers later.
     if workers.gather([directory.model.exists()])[0, 0]:
+        if workers.is_chief:
+            history.check(settings.epochs)
         return
     with workers.scope():
         trainer = compiled_trainer(settings, dataset, workers)
-    history = HistoryFile(directory.history)
     checkpoint = Checkpoint(
         directory.checkpoints,
         steps=settings.checkpoint_steps,
@@ -68,6 +71,8 @@ def train(
         workers=workers,
     )
     start = checkpoint.restore(trainer)
+    if workers.is_chief:
+        history.check(start.epoch)
     print(_headline(settings, directory, dataset, trainer.model, workers, start))
     if start.epoch < settings.epochs:
         _fit(settings, directory, dataset, workers, trainer, checkpoint, start)

@@ -1,5 +1,6 @@
 """Finished batches and results in files, so that an evaluation can go on later."""
 
+import hashlib
 import json
 import os
 import re
@@ -15,7 +16,7 @@ class ResultStore:
     """Keeps the arrays of each scenario in `<directory>/<name>.npz`.
 
     While a scenario runs, each finished batch is a file of its own. What is read back
-    must have been written under the same settings, else it is computed again, so an
+    must be what was written, under the same settings, else it is computed again, so an
     interrupted evaluation may be continued, or extended by further attacks, at no risk.
 
     Args:
@@ -61,20 +62,25 @@ class ResultStore:
     def _write(self, path, settings, arrays):
         path.parent.mkdir(parents=True, exist_ok=True)
         with files.replacing(path) as scratch:
-            # Last, so that an archive that lost arrays at its end has lost this too.
-            np.savez_compressed(scratch, **arrays, settings=self._stamp(settings))
+            stamp = self._stamp(settings, arrays)
+            np.savez_compressed(scratch, **arrays, settings=stamp)
 
     def _read(self, path, settings):
         try:
             with np.load(path, allow_pickle=False) as file:
-                if str(file["settings"]) != self._stamp(settings):
-                    return None
-                return {name: file[name] for name in file.files if name != "settings"}
+                arrays = {name: file[name] for name in file.files}
+            stamp = str(arrays.pop("settings"))
+            return arrays if stamp == self._stamp(settings, arrays) else None
         except Exception:  # NumPy and zipfile raise many kinds for a damaged file
             return None  # absent, or damaged: it is computed again
 
-    def _stamp(self, settings):
-        content = {**settings, "identity": self.identity}
+    def _stamp(self, settings, arrays):
+        digest = hashlib.sha256()
+        for name, value in sorted(arrays.items()):
+            digest.update(f"{name} {value.dtype.str} {value.shape} ".encode())
+            digest.update(value.tobytes())
+        digest = digest.hexdigest()
+        content = {**settings, "identity": self.identity, "digest": digest}
         return json.dumps(content, sort_keys=True)
 
 
