@@ -39,6 +39,7 @@ setup(
         "matplotlib>=3.8",
         "numpy>=1.26",
         "scikit-learn>=1.4",
+        "scipy>=1.11",
         "tensorboard>=2.20",  # no longer a dependency of TensorFlow
         "tensorflow>=2.21,<2.22",
         "tensorflow-datasets>=4.9.9",

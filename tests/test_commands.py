@@ -355,7 +355,7 @@ class TestRunDirectory:
     def test_an_empty_folder_is_taken(self, command, folder, stop_before_tensorflow):
         (folder / "run").mkdir()
         assert_refused(command(train, "--run_dir=run"), "stopped here")
-        assert os.listdir(folder / "run") == ["flags.cfg"]
+        assert sorted(os.listdir(folder / "run")) == [".lock", "flags.cfg"]
 
     @pytest.mark.parametrize(
         ("run_dir", "words"),
