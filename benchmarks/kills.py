@@ -11,6 +11,7 @@ itself with status 75. Exit status 1 if weights, checkpoint or history differ.
 """
 
 import argparse
+import contextlib
 import csv
 import json
 import os
@@ -77,7 +78,7 @@ def finish(processes):
 
 def kill(processes, run_dir, generator, while_writing, seconds):
     """Kills a process at a random moment; returns whether it was still running."""
-    victim = generator.randrange(len(processes))
+    victim, begin = generator.randrange(len(processes)), time.time()
     # From the import of TensorFlow to the end of the training.
     deadline = time.monotonic() + generator.uniform(1, seconds)
     while time.monotonic() < deadline:
@@ -85,12 +86,17 @@ def kill(processes, run_dir, generator, while_writing, seconds):
             return False
         time.sleep(0.01)
     scratch = run_dir / "checkpoints" / "unfinished.newest.npz"
+
+    def being_written():
+        with contextlib.suppress(FileNotFoundError):  # an earlier kill leaves one too
+            return scratch.stat().st_mtime > begin
+
     while while_writing and processes[victim].poll() is None:
-        if scratch.exists():  # no sleep: it is there for milliseconds
+        if being_written():  # no sleep: it is there for milliseconds
             break
     if processes[victim].poll() is not None:
         return False
-    writing = scratch.exists()
+    writing = being_written()
     processes[victim].send_signal(signal.SIGKILL)
     statuses = finish(processes)
     others = {i: s for i, s in enumerate(statuses) if i != victim}
@@ -165,7 +171,7 @@ def main():
             while running and kills < options.kills:
                 processes = start(run_dir, options.epochs, options.workers)
                 running = kill(
-                    processes, run_dir, generator, kills % 2 == 1, seconds / 3
+                    processes, run_dir, generator, kills % 2 == 1, 0.8 * seconds
                 )
                 kills += running
             if running:
