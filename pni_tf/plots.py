@@ -46,9 +46,10 @@ def plot_adversarial_examples(
     *,
     epsilon: float,
     class_names: tuple[str, ...] | None = None,
+    confidences: tuple[np.ndarray, np.ndarray] | None = None,
     title: str = "",
 ) -> Figure:
-    """Draws images, their adversarial twins and the magnified perturbation.
+    """Draws images, their adversarial twins and the magnified perturbation (Fig. 1).
 
     Args:
         images: Float `[N, H, W, C]` in `[0, 1]`, with C 1 or 3; one column each.
@@ -57,6 +58,8 @@ def plot_adversarial_examples(
         predictions: Integers `[N]`, one draw's labels of the adversarial images.
         epsilon: Perturbations of -epsilon and +epsilon are drawn black and white.
         class_names: Names of the classes; None shows their numbers.
+        confidences: Probabilities `[N]` of the labels for the images, and of the
+            predictions for their twins; they are written below the names.
         title: Title of the figure.
     """
     count = len(images)
@@ -75,8 +78,11 @@ def plot_adversarial_examples(
             axes.imshow(image.squeeze(), vmin=0, vmax=1, cmap="gray")
             axes.set(xticks=[], yticks=[])
     for i in range(count):
-        for axes, label in ((grid[0][i], labels[i]), (grid[1][i], predictions[i])):
+        for k, label in enumerate((labels[i], predictions[i])):
+            axes = grid[k][i]
             name = class_names[label] if class_names else str(label)
+            if confidences is not None:
+                name += f"\n{confidences[k][i]:.1%}"
             wrong = label != labels[i]
             axes.set_title(name, color="firebrick" if wrong else "black", fontsize=10)
     figure.suptitle(title)

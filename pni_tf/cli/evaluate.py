@@ -153,6 +153,15 @@ def define() -> None:
         lower_bound=1,
         module_name=ANALYSIS,
     )
+    flags.DEFINE_integer(
+        "pictures",
+        0,
+        "Number of images to draw that the first attack turns around, with the "
+        "predictions and their confidence.",
+        lower_bound=0,
+        upper_bound=16,
+        module_name=ANALYSIS,
+    )
     flags.DEFINE_string(
         "twin",
         None,
@@ -271,6 +280,7 @@ def parse(model: str) -> SimpleNamespace:
         ensemble=given.ensemble,
         certify=given.certify,
         certify_draws=given.certify_draws,
+        pictures=given.pictures,
         twin=given.twin and Path(given.twin),
         strategy=given.strategy,
         cpu_devices=given.cpu_devices,
@@ -280,3 +290,7 @@ def parse(model: str) -> SimpleNamespace:
         seed=given.seed,
         output=Path(given.output_dir or beside),
     )
+
+
+if __name__ == "__main__":
+    run()

@@ -1,17 +1,17 @@
 """The work of `bin/evaluate`, once its flags are parsed."""
 
 import contextlib
-import json
 import time
 from collections.abc import Callable
 from types import SimpleNamespace
 
-import numpy as np
 from tqdm import tqdm
 
-from pni_tf import files, plots
+from pni_tf import files
 from pni_tf.attacks import make_attack
+from pni_tf.cli import evaluation_output
 from pni_tf.cli.evaluation_plan import Planner
+from pni_tf.cli.pictures import turned_around
 from pni_tf.data import load_dataset
 from pni_tf.distribution import Workers
 from pni_tf.evaluation import (
@@ -35,7 +35,7 @@ def evaluate(settings: SimpleNamespace, workers: Workers) -> None:
     All workers share the attacks; the chief writes and prints.
     """
     targets, identities = _load(settings, workers.devices)
-    images, labels, held_out = _data(settings)
+    images, labels, held_out, class_names = _data(settings)
     sources = {str(path): load_target(path) for path in settings.transfer_from}
     digests = {str(path): _digest(path) for path in settings.transfer_from}
     # All are made before the first is run, so that a bad setting shows at once.
@@ -50,12 +50,16 @@ def evaluate(settings: SimpleNamespace, workers: Workers) -> None:
         lock = files.lock(settings.output, f"--output_dir={settings.output}")
     with lock:
         run = _Runner(settings, targets, identities, images, labels, workers)
-        _run(settings, run, plans, planner.substitutes)
+        outcome = _outcome(settings, run, plans)
+        if workers.is_chief:
+            outcome.substitutes = planner.substitutes
+            outcome.class_names = class_names
+            evaluation_output.write(settings, outcome)
         workers.barrier()
 
 
-def _run(settings, run, plans, substitutes):
-    """Does all that is planned, and writes it."""
+def _outcome(settings, run, plans):
+    """Does all that is planned."""
     targets = run.targets
     columns = {name: run.scenarios(name, plan) for name, plan in plans.items()}
     columns = {
@@ -65,14 +69,15 @@ def _run(settings, run, plans, substitutes):
         kind: {name: run.curve(name, kind) for name in targets}
         for kind in settings.curves
     }
-    checklist = certificates = None
+    outcome = evaluation_output.Outcome(columns=columns, curves=curves)
     if settings.checklist:
-        checklist = run.checklist(next(iter(targets)))
+        outcome.checklist = run.checklist(next(iter(targets)))
     if run.workers.is_chief:
         if settings.certify:
-            certificates = run.certificates(next(iter(targets)))
-        analyses = (curves, checklist, certificates)
-        _write(settings, columns, *analyses, substitutes)
+            outcome.certificates = run.certificates(next(iter(targets)))
+        if settings.pictures:
+            outcome.pictures = run.pictures(*next(iter(columns.items())))
+    return outcome
 
 
 def evaluate_columns(
@@ -182,6 +187,17 @@ class _Runner:
             progress=_logged(progress_bar(name), name),
         )
 
+    def pictures(self, name, results):
+        store = self._options(name)["store"]
+        return turned_around(
+            self.targets[name],
+            self.images,
+            results,
+            store,
+            count=self.settings.pictures,
+            draws=self.settings.draws,
+        )
+
     def _options(self, name, part="examples"):
         identity = self.identities[name]
         if part == "checklist":
@@ -225,94 +241,22 @@ def _digest(path):
 
 
 def _data(settings):
-    """Returns the images to attack with their labels, and held-out images."""
+    """Returns images to attack, their labels, held-out images and names of classes."""
     kept = 0
     attacks = [spec.name for spec in settings.attacks]
     if "substitute" in attacks or settings.suite == "paper":
         kept = settings.substitute_images
-    test = load_dataset(
+    dataset = load_dataset(
         settings.dataset,
         data_dir=settings.data_dir,
         download=settings.download,
         test_examples=settings.examples and settings.examples + kept,
-    ).test
-    images, labels = test.images_float(), test.labels
+    )
+    images, labels = dataset.test.images_float(), dataset.test.labels
     if kept >= len(images):
         raise ValueError(
             f"--substitute_images={kept} leaves none of the {len(images)} test images "
             "to attack"
         )
     last = len(images) - kept
-    return images[:last], labels[:last], images[last:]
-
-
-def _write(settings, columns, curves, checklist, certificates, substitutes):
-    """Writes every file of the results, and prints the tables."""
-    output = settings.output
-    title = f"{settings.model.name}, {settings.dataset}"
-    every = [r for results in columns.values() for r in results]
-    every += [
-        r for lines in curves.values() for line in lines.values() for r in line.values()
-    ]
-    if checklist is not None:
-        every += checklist.results.values()
-    warnings = report.format_warnings(every)
-    report.write_csv(output / "per_example.csv", columns)
-    report.write_json(
-        output / "evaluation.json",
-        columns,
-        model=str(settings.model),
-        dataset=settings.dataset,
-        warnings=warnings.splitlines(),
-        substitutes=substitutes,
-        curves={
-            kind: {
-                name: {str(value): r.summary() for value, r in line.items()}
-                for name, line in lines.items()
-            }
-            for kind, lines in curves.items()
-        },
-    )
-    figures = {
-        "accuracies": plots.plot_accuracies(report.accuracies(columns), title=title)
-    }
-    for kind, lines in curves.items():
-        figures[f"curve_{kind}"] = plots.plot_curves(
-            {
-                name: {v: (r.mean, r.std) for v, r in line.items()}
-                for name, line in lines.items()
-            },
-            xlabel={"draws": "draws of the expectation over noise"}.get(kind, kind),
-            title=f"PGD, {title}",
-        )
-    if certificates is not None:
-        figures["certified_accuracy"] = plots.plot_certified_accuracy(
-            {
-                c.method: np.where(c.predictions == c.labels, c.radii, np.nan)
-                for c in certificates
-            },
-            norm=certificates[0].norm,
-            title=title,
-        )
-        report.write_certificates(output / "certificates.csv", certificates)
-    for name, figure in figures.items():
-        figure.savefig(output / f"{name}.png", dpi=120)
-    parts = [report.format_table(columns), report.describe(columns)]
-    costs = report.format_costs(columns)
-    if costs:
-        parts.append(costs)
-    if checklist is not None:
-        content = json.dumps(checklist.to_json(), indent=2) + "\n"
-        files.write_text(output / "checklist.json", content)
-        parts.append(checklist.to_markdown())
-    if certificates is not None:
-        parts.append(report.format_certificates(certificates))
-    if warnings:
-        parts.append(warnings)
-    pictures = [f"![{name}]({name}.png)" for name in figures]
-    settings_used = report.format_settings(columns)
-    files.write_text(
-        output / "report.md",
-        "\n\n".join([f"# {title}", *parts, settings_used, *pictures]) + "\n",
-    )
-    print("\n" + "\n\n".join(parts) + f"\n\nThe results are in {output}")
+    return images[:last], labels[:last], images[last:], dataset.info.class_names

@@ -135,3 +135,7 @@ def _check(settings: SimpleNamespace) -> None:
     undefended = not has_noise and not settings.adversarial
     if settings.compare_undefended and undefended:
         raise ValueError("--compare_undefended would train the same network twice")
+
+
+if __name__ == "__main__":
+    run()

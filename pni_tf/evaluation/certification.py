@@ -7,7 +7,7 @@ find.
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import keras
 import numpy as np
@@ -58,6 +58,23 @@ class Certificate:
         """
         correct = self.predictions == self.labels
         return float(np.mean(correct & (self.radii >= radius)))
+
+    def to_json(self, radii: Iterable[float]) -> dict:
+        """Returns the certified accuracy at some radii, as JSON can hold it."""
+        return {
+            "method": self.method,
+            "norm": self.norm,
+            "draws": int(self.draws),
+            "failure": float(self.failure),
+            "images": len(self.labels),
+            "certified_accuracy": {f"{r:.3g}": self.accuracy(r) for r in radii},
+        }
+
+
+def round_radii(certificates: list[Certificate]) -> list[float]:
+    """Returns eight radii, from 0 towards the largest, at which to tabulate."""
+    largest = max(float(certificate.radii.max()) for certificate in certificates)
+    return [0.0, *(float(f"{largest * k / 8:.2g}") for k in range(1, 8))]
 
 
 def certify(

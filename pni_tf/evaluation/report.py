@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from pni_tf import files
-from pni_tf.evaluation.certification import Certificate
+from pni_tf.evaluation.certification import Certificate, round_radii
 from pni_tf.evaluation.results import Result
 
 # A table: from the name of a column (a network) to its results, one for each row.
@@ -105,8 +105,7 @@ def describe(columns: Columns) -> str:
 
 def format_certificates(certificates: list[Certificate]) -> str:
     """Returns a Markdown table of the accuracy that is certified at some radii."""
-    largest = max(certificate.radii.max() for certificate in certificates)
-    radii = [0.0, *(float(f"{largest * k / 8:.2g}") for k in range(1, 8))]
+    radii = round_radii(certificates)
     norm = certificates[0].norm.upper()
     lines = [[f"certified accuracy (%) at {norm} radius", *map("{:.3g}".format, radii)]]
     for certificate in certificates:

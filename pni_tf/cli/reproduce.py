@@ -1,0 +1,135 @@
+"""`bin/reproduce`: the paper's tables and figures, by as many runs as they need."""
+
+import signal
+import sys
+from pathlib import Path
+
+from absl import flags
+
+from pni_tf import files
+from pni_tf.cli import app
+
+USAGE = """\
+Trains and evaluates what tables and figures of the paper need, and writes one report:
+our numbers, the paper's, and those of a stricter evaluation. The same command goes on
+after an interruption, and reuses what is there.
+
+    bin/reproduce --study=table2,figure2 --scale=digits"""
+WORK, MACHINE = "work", "machine"
+GROUPS = (WORK, MACHINE)
+
+
+def run() -> None:
+    """Entry point of `pni-reproduce`."""
+    _define()
+    app.run(main, usage=USAGE, groups=GROUPS, names=0)
+
+
+def _define():
+    flags.DEFINE_list(
+        "study",
+        ["all"],
+        "Studies: table1 to table7, figure1 to figure3, or all.",
+        module_name=WORK,
+    )
+    flags.DEFINE_enum(
+        "scale",
+        "digits",
+        ["digits", "cpu", "paper"],
+        "digits: everything on small images, within an hour on 2 CPU cores. cpu: "
+        "CIFAR-10 with a short recipe, an hour for a training. paper: the paper's "
+        "networks and recipe, for GPUs.",
+        module_name=WORK,
+    )
+    flags.DEFINE_integer(
+        "seeds",
+        None,
+        "Number of training seeds; by default what the scale says.",
+        lower_bound=1,
+        module_name=WORK,
+    )
+    flags.DEFINE_string(
+        "output_dir",
+        None,
+        "Folder of all runs and of the report; by default reproduction/SCALE.",
+        module_name=WORK,
+    )
+    flags.DEFINE_bool(
+        "dry_run",
+        False,
+        "Only show what is left to do, with an estimate, and write the report from "
+        "what is there.",
+        module_name=WORK,
+    )
+    flags.DEFINE_string(
+        "data_dir", None, "Folder of the TFDS datasets.", module_name=MACHINE
+    )
+    flags.DEFINE_bool(
+        "download", False, "Download datasets that are missing.", module_name=MACHINE
+    )
+
+
+def main() -> int:
+    from pni_tf.reproduce import report, runner
+    from pni_tf.reproduce.jobs import Stamp, in_order
+    from pni_tf.reproduce.scales import SCALES
+    from pni_tf.reproduce.studies import parts_of
+
+    given = flags.FLAGS
+    scale = SCALES[given.scale]
+    studies = _studies(given.study, scale)
+    root = Path(given.output_dir or f"reproduction/{scale.name}")
+    seeds = given.seeds or scale.seeds
+    parts = {study: parts_of(study, scale, seeds) for study in studies}
+    jobs = in_order([job for p in parts.values() for part in p for job in part.jobs])
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"cannot write to --output_dir={root}: {error}") from error
+    with files.lock(root, f"--output_dir={root}"):
+        costs = runner.Costs(root, jobs, runner.reference_costs(scale.name))
+        left = [job for job in jobs if not Stamp(root, job).is_done]
+        print(
+            f"{len(jobs)} jobs, {len(jobs) - len(left)} of them done. Left: "
+            f"{costs.left(left)}"
+        )
+        outcome = runner.Outcome()
+        try:
+            if given.dry_run:
+                for job in left:
+                    print(runner.shell(job, root))
+            else:
+                outcome = runner.run(jobs, root, costs, extra=_extra(given))
+        finally:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it takes a second
+            folder = report.write(root, scale, parts, seeds, outcome)
+            print(f"The report is in {folder}", flush=True)
+    return 1 if outcome.failed else 0
+
+
+def _studies(names: list[str], scale) -> list[str]:
+    from pni_tf.reproduce.studies import STUDIES
+
+    if names == ["all"]:
+        return list(scale.studies)
+    for name in names:
+        if name not in STUDIES:
+            raise ValueError(
+                f"--study must be all, or from: {', '.join(STUDIES)}. Received: "
+                f"--study={','.join(names)}"
+            )
+        if name not in scale.studies:
+            raise ValueError(
+                f"--scale={scale.name} has no {name}; it has {', '.join(scale.studies)}"
+            )
+    return [study for study in scale.studies if study in names]
+
+
+def _extra(given):
+    found = [f"--data_dir={given.data_dir}"] if given.data_dir else []
+    found += ["--download"] if given.download else []
+    return {"train": found, "evaluate": found}
+
+
+if __name__ == "__main__":
+    sys.exit(run())

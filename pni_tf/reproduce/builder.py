@@ -1,0 +1,115 @@
+"""Makes the cells of tables from trainings and kinds of evaluation."""
+
+import functools
+import importlib.resources
+import json
+
+from pni_tf.reproduce.jobs import Training
+from pni_tf.reproduce.tables import Cell, Source
+
+PAPER_COLUMNS = ("clean", "PGD-7", "FGSM")
+_STRICT_NOTE = (
+    "Each number behind the third column is that of a stricter evaluation than the "
+    "paper's. EOT-{k}: the attack averages over {k} draws of the noise. Noise-off-"
+    "crafted: examples made without the noise, scored with it. Worst case: for each "
+    "image the attack that does best. The rows without PNI are the same networks with "
+    "alpha = 0."
+)
+
+
+@functools.cache
+def paper_results() -> dict:
+    """Returns the paper's numbers."""
+    file = importlib.resources.files("pni_tf.reproduce") / "paper_results.json"
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+class Builder:
+    """Makes cells of a study."""
+
+    def __init__(self, study, scale, seeds):
+        self.study, self.scale, self.seeds = study, scale, seeds
+        self.eot = f"PGD-20 EOT-{scale.expectation}"
+
+    def training(self, defence, network=None) -> tuple[Training, ...]:
+        """Returns the trainings of all seeds."""
+        return tuple(self.scale.training(defence, s, network) for s in self.seeds)
+
+    def cell(
+        self,
+        trainings,
+        row,
+        *,
+        kind="white_box",
+        column=None,
+        paper=None,
+        field="accuracy_mean",
+        one_minus=False,
+        percent=True,
+        first=False,
+        **others,
+    ) -> Cell:
+        """Returns a cell of a row of `kind`'s table, on the trainings of all seeds.
+
+        `row` may be a list, with a name for each seed; `others` are trainings of all
+        seeds by flag; `first` takes the first seed only.
+        """
+        rows = [row] * len(trainings) if isinstance(row, str) else row
+        sources = []
+        for i, training in enumerate(trainings[:1] if first else trainings):
+            needed = {flag: of_seeds[i] for flag, of_seeds in others.items()}
+            sources.append(
+                Source(
+                    evaluation=self.scale.evaluation(kind, training, **needed),
+                    column=column or ("noise on" if training.random else "model"),
+                    row=rows[i],
+                    field=field,
+                    one_minus=one_minus,
+                )
+            )
+        if isinstance(paper, list):
+            paper = tuple(paper)
+        return Cell(sources=tuple(sources), paper=paper, percent=percent)
+
+    def paper_cells(self, trainings, paper, **where) -> tuple[Cell, ...]:
+        """Returns clean, PGD-7 and FGSM accuracy, as the paper evaluates them."""
+        paper = paper or {}
+        rows = {"clean": "clean", "PGD-7": "pgd", "FGSM": "fgsm"}
+        return tuple(
+            self.cell(trainings, row, paper=paper.get(name), **where)
+            for row, name in rows.items()
+        )
+
+    def strict_cells(self, trainings, **where) -> tuple[Cell, ...]:
+        """Returns PGD-20 in expectation, noise-off-crafted and the worst case."""
+        random = trainings[0].random and where.get("column") != "noise off"
+        crafted = Cell()
+        if random:
+            crafted = self.cell(trainings, "transfer from noise-free twin", **where)
+        return (
+            self.cell(trainings, self.eot, **where),
+            crafted,
+            self.cell(trainings, "worst case", **where),
+        )
+
+    def strong_cell(self, defence, *, column=None) -> Cell:
+        """Returns the worst case of the strong suite, of the first seed."""
+        twin = self.training("adversarial")
+        if defence == "adversarial":
+            # Beside PNI-W it has been attacked already.
+            trainings, column = self.training("pni_w"), "twin"
+        else:
+            trainings = self.training(defence)
+        return self.cell(
+            trainings, "worst case", kind="strong", column=column, first=True, twin=twin
+        )
+
+    @property
+    def strict_columns(self) -> tuple[str, ...]:
+        """The headings of `strict_cells`."""
+        return (self.eot, "noise-off-crafted", "worst case")
+
+    @property
+    def strict_note(self) -> str:
+        """What these are."""
+        return _STRICT_NOTE.format(k=self.scale.expectation)

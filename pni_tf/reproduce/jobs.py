@@ -1,0 +1,200 @@
+"""What a study needs to be run: calls of `bin/train` and of `bin/evaluate`."""
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+
+from pni_tf import files
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Training:
+    """A network to train.
+
+    Args:
+        name: Its name, such as `"pni_w"`.
+        seed: Seed of weights, noise, data order and attacks.
+        flags: Flags of `bin/train`.
+        random: Whether the network has noise.
+    """
+
+    name: str
+    seed: int
+    flags: tuple[str, ...]
+    random: bool
+
+    command = "train"
+
+    @property
+    def key(self) -> str:
+        """What has about the same cost."""
+        return f"training {self.name}"
+
+    @property
+    def title(self) -> str:
+        return f"{self.key}, seed {self.seed}"
+
+    @property
+    def path(self) -> Path:
+        """Its run directory, below the folder of the reproduction."""
+        return Path("trainings", f"{self.name}_seed{self.seed}")
+
+    @property
+    def needs(self) -> "tuple[Training, ...]":
+        return ()
+
+    @property
+    def result(self) -> Path:
+        """The file that it ends with."""
+        return self.path / "model.keras"
+
+    def arguments(self, root: Path) -> list[str]:
+        """Returns the arguments of the command."""
+        return [
+            *self.flags,
+            f"--seed={self.seed}",
+            *("--noevaluate", "--noexport", "--notensorboard"),
+            f"--run_dir={root / self.path}",
+        ]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """A set of attacks on a trained network.
+
+    Args:
+        kind: Name of the set, such as `"white_box"`.
+        training: The network.
+        flags: Flags of `bin/evaluate`.
+        others: Further networks by the flag that takes them, such as `"twin"`.
+    """
+
+    kind: str
+    training: Training
+    flags: tuple[str, ...]
+    others: tuple[tuple[str, Training], ...] = ()
+
+    command = "evaluate"
+
+    @property
+    def key(self) -> str:
+        """What has about the same cost."""
+        return f"{self.kind} of {self.training.name}"
+
+    @property
+    def title(self) -> str:
+        return f"{self.key}, seed {self.training.seed}"
+
+    @property
+    def path(self) -> Path:
+        """Its folder, below that of the reproduction."""
+        return Path("evaluations", self.training.path.name, self.kind)
+
+    @property
+    def needs(self) -> tuple[Training, ...]:
+        return (self.training, *(training for _, training in self.others))
+
+    @property
+    def result(self) -> Path:
+        """The file that it ends with."""
+        return self.path / "evaluation.json"
+
+    def arguments(self, root: Path) -> list[str]:
+        """Returns the arguments of the command."""
+        others = [f"--{flag}={root / needed.path}" for flag, needed in self.others]
+        return [
+            str(root / self.training.path),
+            *self.flags,
+            *others,
+            f"--seed={self.training.seed}",
+            f"--output_dir={root / self.path}",
+        ]
+
+
+Job = Training | Evaluation
+
+
+def in_order(jobs: list[Job]) -> list[Job]:
+    """Returns the jobs and all that they need, each once, trainings as early as needed.
+
+    All jobs of the first seed come before those of the second, so that an interrupted
+    reproduction has all tables, of fewer seeds.
+    """
+    ordered = {}
+    for job in sorted(jobs, key=_seed):
+        for needed in sorted(job.needs, key=_seed):
+            ordered.setdefault(needed)
+        ordered.setdefault(job)
+    return list(ordered)
+
+
+def _seed(job):
+    return job.seed if isinstance(job, Training) else job.training.seed
+
+
+class Stamp:
+    """What is known of a job's runs: `<root>/jobs/<job>.json`.
+
+    Args:
+        root: Folder of the reproduction.
+        job: The job.
+    """
+
+    def __init__(self, root: Path, job: Job):
+        self.root, self.job = root, job
+        name = "_".join(job.path.parts)
+        self.path = root / "jobs" / f"{name}.json"
+        self.log = root / "jobs" / f"{name}.log"
+
+    def read(self) -> dict:
+        """Returns what `write` wrote; nothing if there is none."""
+        try:
+            content = json.loads(self.path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return content if isinstance(content, dict) else {}
+
+    def write(self, *, done: bool, seconds: float) -> None:
+        """Adds a run; `seconds` counts all of them, those that were interrupted too."""
+        content = {
+            "done": done,
+            "seconds": self.seconds + seconds,
+            "arguments": self._arguments(),
+            "inputs": self._inputs(),
+        }
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        files.write_text(self.path, json.dumps(content, indent=2) + "\n")
+
+    @property
+    def seconds(self) -> float:
+        """What its runs have taken."""
+        content = self.read()
+        return content.get("seconds", 0.0) if self._is_of_this_job(content) else 0.0
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the job was done, as it is now and on the networks as they are."""
+        content = self.read()
+        return bool(
+            content.get("done")
+            and (self.root / self.job.result).exists()
+            and self._is_of_this_job(content)
+            and content.get("inputs") == self._inputs()
+        )
+
+    def _is_of_this_job(self, content):
+        return content.get("arguments") == self._arguments()
+
+    def _arguments(self):
+        # The folder may have been moved, which changes nothing.
+        return self.job.arguments(Path())
+
+    def _inputs(self):
+        digests = {}
+        for needed in self.job.needs:
+            path = self.root / needed.result
+            if path.exists():
+                content = path.read_bytes()
+                digests[str(needed.path)] = hashlib.sha256(content).hexdigest()
+        return digests

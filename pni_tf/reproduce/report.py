@@ -1,0 +1,153 @@
+"""Writes the report: Markdown, self-contained HTML, and every number with its file."""
+
+import base64
+import html
+import json
+import os
+import platform
+import re
+import shutil
+from pathlib import Path
+
+import markdown
+
+from pni_tf import __version__, files
+from pni_tf.reproduce import sections
+from pni_tf.reproduce.jobs import Evaluation, Stamp, in_order
+from pni_tf.reproduce.runner import Outcome, duration, shell
+from pni_tf.reproduce.scales import Scale
+from pni_tf.reproduce.tables import Part
+
+_STYLE = """
+body { font-family: sans-serif; max-width: 75em; margin: 2em auto; padding: 0 1em; }
+table { border-collapse: collapse; margin: 1em 0; font-size: 0.9em; }
+th, td { border: 1px solid #ccc; padding: 0.3em 0.6em; text-align: left; }
+th { background: #f2f2f2; }
+pre { overflow-x: auto; background: #f7f7f7; padding: 0.7em; font-size: 0.85em; }
+img { max-width: 100%; }
+"""
+
+
+def write(
+    root: Path,
+    scale: Scale,
+    studies: dict[str, list[Part]],
+    seeds: int,
+    outcome: Outcome | None = None,
+) -> Path:
+    """Writes `<root>/report/` from what was run, and returns the folder.
+
+    It holds `report.md`, `report.html`, `report.json`, the figures, and copies of the
+    results that the numbers come from, so it can be kept without the networks.
+
+    Args:
+        root: Folder of the reproduction.
+        scale: What the studies were run on.
+        studies: The parts of each study.
+        seeds: Number of training seeds.
+        outcome: What failed, if anything was run.
+    """
+    outcome = outcome or Outcome()
+    folder = root / "report"
+    (folder / "figures").mkdir(parents=True, exist_ok=True)
+    parts_of_all = [part for parts in studies.values() for part in parts]
+    jobs = in_order([job for part in parts_of_all for job in part.jobs])
+    for job in jobs:
+        _copy_results(root, folder, job)
+    lines = [_head(root, scale, seeds, jobs, outcome)]
+    content = {"scale": scale.name, "training_seeds": seeds, "parts": []}
+    for study, parts in studies.items():
+        for i, part in enumerate(parts):
+            name = f"{study}_{i + 1}" if len(parts) > 1 else study
+            section = sections.make(part, root, folder, name)
+            lines += [f"## {part.title}", *section.lines]
+            lines.append(_details(root, part, section.attacks))
+            content["parts"].append(
+                {"study": study, "title": part.title, **section.content}
+            )
+    content["jobs"] = [_job(root, job, outcome) for job in jobs]
+    text = "\n\n".join(filter(None, lines)) + "\n"
+    files.write_text(folder / "report.md", text)
+    files.write_text(folder / "report.html", _to_html(text, folder, scale))
+    files.write_text(folder / "report.json", json.dumps(content, indent=1) + "\n")
+    return folder
+
+
+def _copy_results(root, folder, job):
+    names = [job.result.name]
+    if not isinstance(job, Evaluation):
+        names = ["history.csv", "flags.cfg"]
+    for name in names:
+        source, copy = root / job.path / name, folder / job.path / name
+        if Stamp(root, job).is_done and source.exists():
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, copy)
+        else:  # of an earlier state
+            copy.unlink(missing_ok=True)
+
+
+def _head(root, scale, seeds, jobs, outcome):
+    done = [job for job in jobs if Stamp(root, job).is_done]
+    seconds = sum(Stamp(root, job).seconds for job in jobs)
+    text = [
+        f"# The paper's tables and figures: {scale.title}",
+        f"{scale.note} Training seeds: {', '.join(map(str, range(seeds)))}. pni_tf "
+        f"{__version__}, {os.cpu_count()} CPU cores ({platform.machine()}); "
+        f"{len(done)} of {len(jobs)} jobs are done, in {duration(seconds)}.",
+        "How to read a cell: mean ± standard deviation over single draws of the noise "
+        "(± standard deviation over training seeds), in percent unless its column says "
+        "otherwise; below it what the paper says. A deterministic network has no "
+        "draws. A difference counts as shown if it exceeds two standard errors, which "
+        "are those of the choice of test images and of training seeds.",
+    ]
+    if outcome.failed:
+        failed = [f"- {job.title}: {why}" for job, why in outcome.failed.items()]
+        failed += [f"- {job.title}: needs one of these" for job in outcome.skipped]
+        text.append("**Failed:**\n\n" + "\n".join(failed))
+    return "\n\n".join(text)
+
+
+def _details(root, part, attacks):
+    """Returns settings, costs and commands, to be unfolded."""
+    rows = [f"{name}: {attack}" for name, attack in attacks.items()]
+    commands = []
+    for job in in_order(part.jobs):
+        stamp = Stamp(root, job)
+        cost = duration(stamp.seconds) if stamp.is_done else "not run"
+        commands.append(f"# {job.title}: {cost}\n{shell(job, root)}")
+    blocks = [rows, commands] if rows else [commands]
+    inner = "".join(f"<pre>{html.escape(_lines(block))}</pre>" for block in blocks)
+    return f"<details><summary>Settings, costs and commands</summary>{inner}</details>"
+
+
+def _lines(block):
+    return "\n".join(block)
+
+
+def _job(root, job, outcome):
+    stamp = Stamp(root, job)
+    return {
+        "title": job.title,
+        "key": job.key,
+        "done": stamp.is_done,
+        "seconds": round(stamp.seconds, 1),
+        "command": shell(job, root),
+        "failed": outcome.failed.get(job),
+    }
+
+
+def _to_html(text, folder, scale):
+    """Returns the report as one file, with the figures inside it."""
+
+    def inline(match):
+        picture = (folder / match[1]).read_bytes()
+        return f'src="data:image/png;base64,{base64.b64encode(picture).decode()}"'
+
+    body = markdown.markdown(text, extensions=["tables"])
+    body = re.sub(r'src="(figures/[^"]+\.png)"', inline, body)
+    title = html.escape(f"pni_tf: {scale.title}")
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f"<title>{title}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n{body}\n"
+        "</body>\n</html>\n"
+    )

@@ -1,0 +1,215 @@
+"""What to reproduce on: digits, CIFAR-10 in hours, or the paper's own setting."""
+
+import dataclasses
+from collections.abc import Mapping
+
+from pni_tf.reproduce.jobs import Evaluation, Training
+
+# Flags of each defence, behind those of a scale's recipe.
+DEFENCES = {
+    "vanilla": ("--pni=none", "--noadversarial", "--epoch_delay=0"),
+    "adversarial": ("--pni=none",),
+    "madry": (
+        *("--pni=none", "--clean_weight=0", "--adversarial_weight=1"),
+        *("--attack_labels=true", "--epoch_delay=0"),
+    ),
+    "pni_w": ("--pni=w",),
+    "pni_i": ("--pni=i",),
+    "pni_a_a": ("--pni=a-a",),
+    "pni_a_b": ("--pni=a-b",),
+    "pni_w_a_a": ("--pni=w+a-a",),
+    "pni_w_a_b": ("--pni=w+a-b",),
+    "pni_w_vanilla": ("--pni=w", "--noadversarial", "--epoch_delay=0"),
+    "pni_w_without_noise_in_attack": ("--pni=w", "--nonoise_in_attack"),
+    "rse": ("--noise=rse", "--noadversarial", "--epoch_delay=0"),
+    "pixeldp": ("--noise=pixeldp", "--noadversarial", "--epoch_delay=0"),
+}
+_DETERMINISTIC = ("vanilla", "adversarial", "madry")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Scale:
+    """What the studies are run on.
+
+    Args:
+        name: Its name, the value of `--scale`.
+        title: What the report says of it.
+        recipe: Flags of `bin/train` that all trainings share.
+        networks: Flags by the name of a network; the first one is the main one, which
+            stands for the paper's ResNet-20.
+        recipes: Flags by defence that replace `recipe` and those of `DEFENCES`.
+        studies: The studies that this scale has.
+        seeds: Training seeds, unless `--seeds` says another number.
+        evaluations: Flags of `bin/evaluate` by kind.
+        expectation: Draws of the expectation over noise in these.
+        ensemble: Draws of the prediction by mean.
+        cw_steps: Iterations of the longer attack of Carlini and Wagner.
+        zoo_iterations: Iterations of ZOO.
+        note: What a reader must know of the numbers.
+    """
+
+    name: str
+    title: str
+    recipe: tuple[str, ...]
+    networks: Mapping[str, tuple[str, ...]]
+    recipes: Mapping[str, tuple[str, ...]]
+    studies: tuple[str, ...]
+    seeds: int
+    evaluations: Mapping[str, tuple[str, ...]]
+    expectation: int
+    ensemble: int
+    cw_steps: int
+    zoo_iterations: int
+    note: str
+
+    def training(self, defence: str, seed: int, network: str | None = None) -> Training:
+        """Returns the training of a defence, of the main network by default."""
+        main = next(iter(self.networks))
+        name = defence if network in (None, main) else f"{defence}_{network}"
+        flags = self.recipes.get(defence, (*self.recipe, *DEFENCES[defence]))
+        return Training(
+            name=name,
+            seed=seed,
+            flags=(*flags, *self.networks[network or main]),
+            random=defence not in _DETERMINISTIC,
+        )
+
+    def evaluation(
+        self, kind: str, training: Training, **others: Training
+    ) -> Evaluation:
+        """Returns an evaluation; `others` are networks by the flag that takes them."""
+        flags = self.evaluations[kind.partition(" ")[0]]
+        if kind in ("white_box", "ensemble") and training.random:
+            # A deterministic network has no noise-free twin to transfer from.
+            attacks = next(flag for flag in flags if flag.startswith("--attacks="))
+            flags = tuple(f"{f},transfer" if f == attacks else f for f in flags)
+        return Evaluation(
+            kind=kind.replace(" ", "_"),
+            training=training,
+            flags=flags,
+            others=tuple(others.items()),
+        )
+
+
+_ALL = (
+    *("table1", "table2", "table3", "table4", "table5", "table6", "table7"),
+    *("figure1", "figure2", "figure3"),
+)
+
+
+def _scale(*, pgd7: float, budget: Mapping[str, tuple[str, ...]], **fields) -> Scale:
+    """Returns a scale with its evaluations.
+
+    Args:
+        pgd7: Step size of the paper's PGD-7.
+        budget: Further flags by kind of evaluation, which bound its cost.
+        **fields: The other fields of the scale.
+    """
+    expectation = f"--expectation={fields['expectation']}"
+    both = f"--expectation=1,{fields['expectation']}"
+    pgd = f"pgd(steps=7,step_size={pgd7})"
+    white = f"--attacks=fgsm,{pgd},pgd(steps=20)"
+    short_cw = "cw(initial_const=0.01,learning_rate=5e-4,steps=10)"
+    curves = ("--attacks=", "--curves=epsilon,steps")
+    evaluations = {
+        "white_box": (white, both),
+        "ensemble": (white, both, f"--ensemble={fields['ensemble']}"),
+        "strong": ("--suite=strong", expectation),
+        "cw": (f"--attacks={short_cw},cw(steps={fields['cw_steps']})", both),
+        "transfer": (f"--attacks=transfer(steps=7,step_size={pgd7})",),
+        "zoo": (f"--attacks=zoo(iterations={fields['zoo_iterations']})",),
+        "checklist": ("--attacks=", "--checklist", expectation),
+        "curves": (*curves, "--expectation=1"),
+        "curves_in_expectation": (*curves, expectation),
+        "certify": ("--attacks=", "--certify"),
+        "pictures": (f"--attacks={pgd}", "--pictures=1"),
+    }
+    for kind in ("transfer", "zoo", "pictures"):
+        evaluations[kind] += ("--expectation=1",)
+    for kind, flags in budget.items():
+        evaluations[kind] += flags
+    return Scale(evaluations=evaluations, **fields)
+
+
+DIGITS = _scale(
+    name="digits",
+    title="handwritten digits (8×8, scikit-learn), resnet8",
+    recipe=("--flagfile=configs/digits.cfg", "--validation_split=0"),
+    networks={
+        "resnet8": (),
+        "resnet20": ("--model=resnet20",),
+        "resnet8_width2": ("--width=2",),
+    },
+    recipes={},
+    studies=_ALL,
+    seeds=2,
+    pgd7=0.04,
+    budget={
+        "strong": ("--examples=180",),
+        "cw": ("--examples=90",),
+        "zoo": ("--examples=30",),
+        "checklist": ("--examples=90",),
+    },
+    expectation=10,
+    ensemble=5,
+    cw_steps=100,
+    zoo_iterations=300,
+    note="1,437 training and 360 test images; epsilon 0.15. The paper's numbers beside "
+    "ours are for CIFAR-10 and its own networks: compare what they say, not how large "
+    "they are.",
+)
+CPU = _scale(
+    name="cpu",
+    title="CIFAR-10, resnet20, a recipe for 2 CPU cores",
+    recipe=("--flagfile=configs/cpu.cfg",),
+    networks={"resnet20": ()},
+    recipes={},
+    studies=("table1", "table2", "table6", "figure1", "figure2", "figure3"),
+    seeds=1,
+    pgd7=0.01,
+    budget={
+        "strong": ("--examples=256",),
+        "certify": ("--examples=256",),
+        "curves": ("--examples=1000",),
+        "curves_in_expectation": ("--examples=256",),
+    },
+    expectation=10,
+    ensemble=5,
+    cw_steps=100,
+    zoo_iterations=300,
+    note="A short recipe, so the accuracies are below the paper's.",
+)
+PAPER = _scale(
+    name="paper",
+    title="CIFAR-10, the paper's networks and recipe",
+    recipe=("--flagfile=configs/paper.cfg",),
+    networks={
+        "resnet20": (),
+        "resnet32": ("--model=resnet32",),
+        "resnet44": ("--model=resnet44",),
+        "resnet56": ("--model=resnet56",),
+        "resnet20_width1.5": ("--width=1.5",),
+        "resnet20_width2": ("--width=2",),
+        "resnet20_width4": ("--width=4",),
+        "resnet18": ("--model=resnet18",),
+    },
+    recipes={
+        "rse": ("--flagfile=configs/rse.cfg",),
+        "pixeldp": ("--flagfile=configs/pixeldp.cfg",),
+    },
+    studies=_ALL,
+    seeds=5,
+    pgd7=0.01,
+    budget={
+        "cw": ("--examples=1000",),
+        "zoo": ("--examples=200",),
+        "checklist": ("--examples=1000",),
+        "certify": ("--examples=1000",),
+    },
+    expectation=20,
+    ensemble=10,
+    cw_steps=1000,
+    zoo_iterations=1000,
+    note="",
+)
+SCALES = {scale.name: scale for scale in (DIGITS, CPU, PAPER)}

@@ -1,0 +1,290 @@
+"""Turns each part of a report into lines of Markdown, and into JSON."""
+
+import csv
+import dataclasses
+import functools
+import shutil
+import statistics
+from collections.abc import Iterable
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from pni_tf import plots
+from pni_tf.reproduce import values
+from pni_tf.reproduce.tables import Alphas, Cell, Curves, Listing, Part, Table
+
+_NOT_RUN = "not run"
+
+
+@dataclasses.dataclass(kw_only=True)
+class Section:
+    """A part of the report.
+
+    Attributes:
+        lines: Paragraphs of Markdown.
+        content: What `report.json` says of it.
+        attacks: The attacks behind its numbers, with all their settings, by name.
+    """
+
+    lines: list[str]
+    content: dict
+    attacks: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+@functools.singledispatch
+def make(part: Part, root: Path, folder: Path, name: str) -> Section:
+    """Returns a part as a section.
+
+    Args:
+        part: The part.
+        root: Folder of the reproduction, for figures that are there already.
+        folder: Folder of the report, with the results that count; figures go there.
+        name: Name of a figure, without its ending.
+    """
+    raise TypeError(f"No section for {part!r}")
+
+
+@make.register
+def _(part: Table, root: Path, folder: Path, name: str) -> Section:
+    rows, content, attacks = [], [], {}
+    for label, cells in part.rows:
+        found = [values.read(folder, cell) for cell in cells]
+        texts = map(_cell_text, cells, found)
+        rows.append([label, *texts])
+        content.append({"label": label, "cells": list(map(_cell_json, cells, found))})
+        for cell in cells:
+            attacks |= _attacks(folder, cell)
+    sentences = [values.sentence(folder, claim) for claim in part.claims]
+    return Section(
+        lines=[_table(["", *part.columns], rows), " ".join(sentences), part.note],
+        content={
+            "columns": list(part.columns),
+            "rows": content,
+            "sentences": sentences,
+        },
+        attacks=attacks,
+    )
+
+
+@make.register
+def _(part: Alphas, root: Path, folder: Path, name: str) -> Section:
+    histories = {
+        label: [_alphas(folder / t.path / "history.csv") for t in trainings]
+        for label, trainings in part.trainings.items()
+    }
+    if part.figure:
+        return _alpha_figure(part, histories, folder, name)
+    layers = list(
+        dict.fromkeys(
+            layer for found in histories.values() for h in found for layer in h
+        )
+    )
+    comparable = {_layer(key) for key in next(iter(part.paper.values()))} == {*layers}
+    rows, content = [], []
+    for layer in layers:
+        row, numbers = [layer], {}
+        for label, found in histories.items():
+            last = [history[layer][-1] for history in found if layer in history]
+            text = _mean(last)
+            if comparable:
+                paper = {_layer(k): v for k, v in part.paper[label].items()}
+                text += f"<br>paper {paper[layer]:.3f}"
+            row.append(text)
+            numbers[label] = last
+        rows.append(row)
+        content.append({"layer": layer, "alphas": numbers})
+    largest = {
+        label: max((_last_of(h) for h in found if h), default=None)
+        for label, found in histories.items()
+    }
+    known = [f"{label} {v:.3f}" for label, v in largest.items() if v is not None]
+    paper = [f"{label} {max(a.values()):.3f}" for label, a in part.paper.items()]
+    sentence = (
+        f"The largest alpha: {', '.join(known) or _NOT_RUN}. In the paper: "
+        f"{', '.join(paper)}."
+    )
+    return Section(
+        lines=[
+            _table(["layer", *histories], rows),
+            sentence,
+            "Magnitude of alpha after the last epoch (± standard deviation over "
+            "training seeds).",
+        ],
+        content={
+            "rows": content,
+            "files": {
+                label: [str(t.path / "history.csv") for t in trainings]
+                for label, trainings in part.trainings.items()
+            },
+            "sentences": [sentence],
+        },
+    )
+
+
+@make.register
+def _(part: Curves, root: Path, folder: Path, name: str) -> Section:
+    lines, attacks = {}, {}
+    for label, (evaluation, column) in part.evaluations.items():
+        content = values.load(folder / evaluation.result) or {}
+        curve = content.get("curves", {}).get(part.kind, {}).get(column, {})
+        if curve:
+            lines[label] = {float(x): entry for x, entry in curve.items()}
+            attacks |= {e["scenario"]: e["attack"] for e in curve.values()}
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for i, label in enumerate(part.evaluations):
+        if label in lines:
+            points = lines[label]
+            means = [100 * entry["accuracy_mean"] for entry in points.values()]
+            axes.plot(list(points), means, marker="o", color=f"C{i}", label=label)
+        if label in part.paper:
+            x, y = part.paper[label]
+            axes.plot(x, y, "--", color=f"C{i}", alpha=0.5, label=f"{label}, paper")
+    axes.set(xlabel=part.kind, ylabel="accuracy (%)", xscale="log", ylim=(0, 100))
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    places = list(dict.fromkeys(x for points in lines.values() for x in points))
+    rows = [
+        [label, *(_point(points.get(x)) for x in places)]
+        for label, points in lines.items()
+    ]
+    missing = [label for label in part.evaluations if label not in lines]
+    rows += [[label, *[_NOT_RUN] * max(len(places), 1)] for label in missing]
+    return Section(
+        lines=[
+            _save(figure, folder, name, part.title),
+            _table([part.kind, *(f"{x:.3g}" for x in places or [0])], rows),
+            f"Accuracy in percent under PGD with the step 2.5 {chr(0xB7)} epsilon / "
+            "steps, first seed. Dashed: the paper's ResNet-18, whose step stays 0.01.",
+        ],
+        content={
+            "curves": {
+                label: {f"{x:g}": entry["accuracy_mean"] for x, entry in points.items()}
+                for label, points in lines.items()
+            },
+            "files": {label: str(part.evaluations[label][0].result) for label in lines},
+        },
+        attacks=attacks,
+    )
+
+
+@make.register
+def _(part: Listing, root: Path, folder: Path, name: str) -> Section:
+    content = values.load(folder / part.evaluation.result) or {}
+    entry = content.get(part.entry)
+    if not entry:
+        return Section(lines=[_NOT_RUN.capitalize() + ".", part.note], content={})
+    header, *rows = part.lines(entry)
+    lines = [_table(header, rows), part.note]
+    if part.picture is not None and (root / part.picture_path).exists():
+        path = folder / "figures" / f"{name}.png"
+        shutil.copyfile(root / part.picture_path, path)
+        lines.insert(0, _picture(path, part.title))
+    return Section(
+        lines=lines,
+        content={
+            "rows": rows,
+            "file": str(part.evaluation.result),
+            "pointer": f"/{part.entry}",
+        },
+    )
+
+
+def _alpha_figure(part, histories, folder, name):
+    history = next(iter(histories.values()))[0]
+    if not history:
+        return Section(lines=[_NOT_RUN.capitalize() + "."], content={})
+    front = dict(list(history.items())[:5])
+    return Section(
+        lines=[
+            _save(plots.plot_alphas(front), folder, name, part.title),
+            "Magnitude of alpha in the five front layers, first seed.",
+        ],
+        content={
+            "alphas": front,
+            "file": str(next(iter(part.trainings.values()))[0].path / "history.csv"),
+        },
+    )
+
+
+def _alphas(path: Path) -> dict[str, list[float]]:
+    """Returns the magnitude of alpha after each epoch by layer."""
+    if not path.exists():
+        return {}
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    names = [name for name in rows[0] if name.startswith("alpha/")] if rows else []
+    return {n.removeprefix("alpha/"): [float(row[n]) for row in rows] for n in names}
+
+
+def _last_of(history):
+    return max(series[-1] for series in history.values())
+
+
+def _layer(name: str) -> str:
+    """Returns our name of a layer of the paper's Table 1."""
+    return "logits" if name == "FC" else name.lower().replace(".", "_")
+
+
+def _mean(numbers: list[float]) -> str:
+    if not numbers:
+        return _NOT_RUN
+    text = f"{statistics.mean(numbers):.3f}"
+    if len(numbers) > 1:
+        text += f" (± {statistics.stdev(numbers):.3f})"
+    return text
+
+
+def _point(entry):
+    return _NOT_RUN if entry is None else f"{100 * entry['accuracy_mean']:.2f}"
+
+
+def _cell_text(cell: Cell, value: values.Value | None) -> str:
+    if not cell.sources:
+        return "–"
+    text = _NOT_RUN if value is None else value.text()
+    paper = values.paper_text(cell)
+    return f"{text}<br>paper {paper}" if paper else text
+
+
+def _cell_json(cell, value):
+    if not cell.sources:
+        return None
+    paper = cell.paper
+    if value is None:
+        return {"value": None, "paper": paper}
+    return {
+        "value": value.mean,
+        "std_of_draws": value.std_of_draws,
+        "std_of_seeds": value.std_of_seeds,
+        "paper": paper,
+        "seeds": [dataclasses.asdict(seed) for seed in value.seeds],
+    }
+
+
+def _attacks(folder: Path, cell: Cell) -> dict[str, str]:
+    found = {}
+    for source in cell.sources:
+        content = values.load(folder / source.evaluation.result)
+        entry = source.entry(content) if content else None
+        if entry is not None and entry[1]["attack"] != "None":
+            found[entry[1]["scenario"]] = entry[1]["attack"]
+    return found
+
+
+def _table(header: Iterable[str], rows: list[list[str]]) -> str:
+    lines = [list(header), ["---"] * len(list(header)), *rows]
+    return "\n".join(
+        "| " + " | ".join(t.replace("|", "\\|") for t in line) + " |" for line in lines
+    )
+
+
+def _save(figure, folder, name, title):
+    path = folder / "figures" / f"{name}.png"
+    figure.savefig(path, dpi=110)
+    return _picture(path, title)
+
+
+def _picture(path, title):
+    return f"![{title}](figures/{path.name})"

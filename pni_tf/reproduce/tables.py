@@ -1,0 +1,175 @@
+"""What a report is made of: tables of cells, each with the files its number is in."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+from pni_tf.reproduce.jobs import Evaluation, Job, Training
+
+Paper = float | tuple[float, float] | str | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Source:
+    """A number in the `evaluation.json` of a job.
+
+    Args:
+        evaluation: The job.
+        column: The column of its table, such as `"noise on"`.
+        row: The scenario, or what the scenario's name ends with after a slash.
+        field: The number.
+        one_minus: Whether the number is one minus the field.
+    """
+
+    evaluation: Evaluation
+    column: str
+    row: str
+    field: str = "accuracy_mean"
+    one_minus: bool = False
+
+    def entry(self, content: dict) -> tuple[str, dict] | None:
+        """Returns the JSON pointer of the scenario and its numbers, None without it."""
+        for i, entry in enumerate(content.get("columns", {}).get(self.column, ())):
+            name = entry["scenario"]
+            if name == self.row or name.endswith(f"/{self.row}"):
+                return f"/columns/{self.column}/{i}", entry
+        return None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cell:
+    """A number of a table.
+
+    Args:
+        sources: Where it comes from, for each training seed; empty for what is not
+            ours, or not there.
+        paper: What the paper says: a number, with its standard deviation if it has one.
+        percent: Whether it is a share, to be shown in percent.
+    """
+
+    sources: tuple[Source, ...] = ()
+    paper: Paper = None
+    percent: bool = True
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Claim:
+    """What the paper says of two numbers: that the first one is larger.
+
+    Args:
+        text: What is compared, such as `"under PGD-7, PNI-W against its fair twin"`.
+        ours: The cell that should be larger.
+        other: The one that should be smaller.
+    """
+
+    text: str
+    ours: Cell
+    other: Cell
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Table:
+    """A table, or what belongs to one.
+
+    Args:
+        study: The study, such as `"table2"`.
+        title: Its heading.
+        columns: Headings of the columns.
+        rows: Label and cells of each row; a text stands for itself.
+        claims: What the sentence below the table is about.
+        note: What a reader needs to know of it.
+    """
+
+    study: str
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, tuple[Cell, ...]], ...]
+    claims: tuple[Claim, ...] = ()
+    note: str = ""
+
+    @property
+    def jobs(self) -> list[Job]:
+        """What must have been run."""
+        cells = [cell for _, row in self.rows for cell in row]
+        return [source.evaluation for cell in cells for source in cell.sources]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Alphas:
+    """A table or a figure of the noise coefficients, from histories of trainings.
+
+    Args:
+        study: The study.
+        title: Its heading.
+        trainings: Trainings of all seeds by heading.
+        paper: The paper's values by heading and layer.
+        figure: Whether to draw them over the epochs, instead of the last ones.
+    """
+
+    study: str
+    title: str
+    trainings: dict[str, tuple[Training, ...]]
+    paper: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
+    figure: bool = False
+
+    @property
+    def jobs(self) -> list[Job]:
+        return [t for trainings in self.trainings.values() for t in trainings]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Curves:
+    """A figure of accuracy over epsilon or steps (Fig. 3), of the first seed.
+
+    Args:
+        study: The study.
+        title: Its heading.
+        kind: `"epsilon"` or `"steps"`.
+        evaluations: By the name of a line, the job and the column.
+        paper: The paper's lines: x and y in percent.
+    """
+
+    study: str
+    title: str
+    kind: str
+    evaluations: dict[str, tuple[Evaluation, str]]
+    paper: dict[str, tuple[list[float], list[float]]]
+
+    @property
+    def jobs(self) -> list[Job]:
+        return [evaluation for evaluation, _ in self.evaluations.values()]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Listing:
+    """A part that one evaluation has made whole: checklist, certificates or pictures.
+
+    Args:
+        study: The study.
+        title: Its heading.
+        evaluation: The job.
+        entry: The entry of its `evaluation.json`.
+        lines: Returns a header and rows of texts from that entry.
+        picture: A figure of the evaluation, without its ending.
+        note: What a reader needs to know of it.
+    """
+
+    study: str
+    title: str
+    evaluation: Evaluation
+    entry: str
+    lines: Callable[[object], list[list[str]]]
+    picture: str | None = None
+    note: str = ""
+
+    @property
+    def jobs(self) -> list[Job]:
+        return [self.evaluation]
+
+    @property
+    def picture_path(self) -> Path | None:
+        """Where the figure lies, below the folder of the reproduction."""
+        return self.picture and self.evaluation.path / f"{self.picture}.png"
+
+
+Part = Table | Alphas | Curves | Listing

@@ -1,0 +1,175 @@
+"""Reads the numbers of cells, and says how sure they are."""
+
+import dataclasses
+import functools
+import json
+import math
+import statistics
+from pathlib import Path
+
+from pni_tf.reproduce.tables import Cell, Claim
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SeedValue:
+    """The number of one training seed.
+
+    Attributes:
+        seed: The seed.
+        mean: The number; of a random network the mean over single draws.
+        std: Standard deviation over the draws; None where there are none.
+        draws: Number of draws.
+        images: Number of images.
+        file: The file that it is in, below the folder of the report.
+        pointer: Where in it, as a JSON pointer (RFC 6901).
+        one_minus: Whether the number is one minus what is there.
+    """
+
+    seed: int
+    mean: float
+    std: float | None
+    draws: int
+    images: int
+    file: str
+    pointer: str
+    one_minus: bool
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Value:
+    """The number of a cell.
+
+    Attributes:
+        seeds: Those of each training seed, at least one.
+        percent: Whether it is a share.
+    """
+
+    seeds: tuple[SeedValue, ...]
+    percent: bool
+
+    @property
+    def mean(self) -> float:
+        """Mean over the training seeds."""
+        return statistics.mean(seed.mean for seed in self.seeds)
+
+    @property
+    def std_of_draws(self) -> float | None:
+        """Standard deviation over draws (the root mean square of the seeds')."""
+        found = [seed.std for seed in self.seeds if seed.std is not None]
+        return math.sqrt(statistics.mean(s**2 for s in found)) if found else None
+
+    @property
+    def std_of_seeds(self) -> float | None:
+        """Standard deviation (N - 1) over training seeds; None for one."""
+        if len(self.seeds) < 2:
+            return None
+        return statistics.stdev(seed.mean for seed in self.seeds)
+
+    @property
+    def variance(self) -> float:
+        """Squared standard error of a share, by the choice of images and of seeds.
+
+        The seeds have the images in common, so more of them do not make it smaller.
+        """
+        images = min(seed.images for seed in self.seeds)
+        share = min(max(self.mean, 0.0), 1.0)
+        error = share * (1 - share) / images
+        if self.std_of_seeds is not None:
+            error += self.std_of_seeds**2 / len(self.seeds)
+        return error
+
+    def text(self) -> str:
+        """Returns `mean ± std over draws (± std over seeds)`."""
+        factor, form = (100, ".2f") if self.percent else (1, ".3g")
+        text = format(factor * self.mean, form)
+        if self.std_of_draws is not None:
+            text += f" ± {format(factor * self.std_of_draws, form)}"
+        if self.std_of_seeds is not None:
+            text += f" (± {format(factor * self.std_of_seeds, form)})"
+        return text
+
+
+def read(folder: Path, cell: Cell) -> Value | None:
+    """Returns the number of a cell from the seeds that were run; None if none was."""
+    seeds = [
+        found for source in cell.sources if (found := _read_source(folder, source))
+    ]
+    return Value(seeds=tuple(seeds), percent=cell.percent) if seeds else None
+
+
+def paper_text(cell: Cell) -> str:
+    """Returns what the paper says, or nothing."""
+    paper = cell.paper
+    if isinstance(paper, tuple):
+        return f"{paper[0]:g} ± {paper[1]:g}"
+    return f"{paper:g}" if isinstance(paper, float | int) else paper or ""
+
+
+def sentence(folder: Path, claim: Claim) -> str:
+    """Says whether a claim of the paper holds here."""
+    ours, other = read(folder, claim.ours), read(folder, claim.other)
+    if ours is None or other is None:
+        return f"{claim.text}: not run."
+    difference = 100 * (ours.mean - other.mean)
+    error = 100 * math.sqrt(ours.variance + other.variance)
+    if difference > 2 * error:
+        verdict = "it holds"
+    elif difference < -2 * error:
+        verdict = "the opposite holds"
+    else:
+        verdict = "no difference is shown"
+    paper = _paper_difference(claim)
+    known = f"; paper {paper:+.2f}" if paper is not None else ""
+    return (
+        f"{claim.text}: {difference:+.2f} points (standard error {error:.2f}{known}), "
+        f"so {verdict}."
+    )
+
+
+def _read_source(folder, source):
+    content = load(folder / source.evaluation.result)
+    found = source.entry(content) if content else None
+    if found is None:
+        return None
+    pointer, entry = found
+    number = entry[source.field]
+    if number is None:  # such as the norm where nothing was claimed
+        return None
+    has_draws = source.field == "accuracy_mean" and entry["draws"] > 1
+    return SeedValue(
+        seed=source.evaluation.training.seed,
+        mean=1 - number if source.one_minus else number,
+        std=entry["accuracy_std"] if has_draws else None,
+        draws=entry["draws"],
+        images=entry["images"],
+        file=str(source.evaluation.result),
+        pointer=f"{pointer}/{source.field}",
+        one_minus=source.one_minus,
+    )
+
+
+def load(path: Path) -> dict | None:
+    """Returns the content of a JSON file, None if there is none or it is damaged."""
+    try:
+        stamp = path.stat().st_mtime_ns
+    except OSError:
+        return None
+    return _load(path, stamp)
+
+
+@functools.lru_cache(maxsize=1024)
+def _load(path, stamp):
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _paper_difference(claim):
+    numbers = []
+    for cell in (claim.ours, claim.other):
+        paper = cell.paper[0] if isinstance(cell.paper, tuple) else cell.paper
+        if not isinstance(paper, float | int):
+            return None
+        numbers.append(paper)
+    return numbers[0] - numbers[1]
