@@ -29,13 +29,15 @@ setup(
         "pni_tf.cli",
         "pni_tf.configs",
         "pni_tf.evaluation",
+        "pni_tf.reproduce",
     ],
     # The flagfiles live at the top of the checkout, and inside an installed package.
     package_dir={"pni_tf.configs": "configs"},
-    package_data={"pni_tf.configs": ["*.cfg"]},
+    package_data={"pni_tf.configs": ["*.cfg"], "pni_tf.reproduce": ["*.json"]},
     install_requires=[
         "absl-py>=2.1",
         "keras>=3.15,<3.16",
+        "markdown>=3.5",
         "matplotlib>=3.8",
         "numpy>=1.26",
         "scikit-learn>=1.4",
@@ -63,6 +65,7 @@ setup(
             "pni-train = pni_tf.cli.train:run",
             "pni-evaluate = pni_tf.cli.evaluate:run",
             "pni-export = pni_tf.cli.export:run",
+            "pni-reproduce = pni_tf.cli.reproduce:run",
         ]
     },
     classifiers=[

@@ -1,12 +1,21 @@
-"""Two logical CPUs, so that MirroredStrategy has two replicas on any machine."""
+"""Two logical CPUs, so that MirroredStrategy has two replicas on any machine.
+
+And what tests of several files share.
+"""
 
 import os
+import signal
+import sys
+from types import SimpleNamespace
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
 import pytest
 import tensorflow as tf
+from absl.testing import flagsaver
+
+from pni_tf.cli import app
 
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0],
@@ -23,3 +32,35 @@ def mirrored_strategy():
 @pytest.fixture(autouse=True)
 def _fixed_seed():
     keras.utils.set_random_seed(0)
+
+
+@pytest.fixture
+def command(monkeypatch, capfd):
+    """Runs a command in this process; returns status, standard output and error."""
+
+    def run(module, *argv):
+        name = module.__name__.rpartition(".")[2]
+        monkeypatch.setattr(sys, "argv", [name, *map(str, argv)])
+        handler = signal.getsignal(signal.SIGTERM)
+        capfd.readouterr()
+        # Which also removes the flags that the command defines.
+        with flagsaver.flagsaver(), pytest.raises(SystemExit) as stop:
+            try:
+                module.run()
+            finally:
+                signal.signal(signal.SIGTERM, handler)
+        return SimpleNamespace(
+            status=stop.value.code or 0, **capfd.readouterr()._asdict()
+        )
+
+    return run
+
+
+@pytest.fixture
+def stop_before_tensorflow(monkeypatch):
+    """Lets `bin/train` open its run directory and then stop."""
+
+    def stop(*args, **kwargs):
+        raise RuntimeError("stopped here")
+
+    monkeypatch.setattr(app, "import_tensorflow", stop)

@@ -34,38 +34,6 @@ def folder(tmp_path, monkeypatch):
     return path
 
 
-@pytest.fixture
-def command(monkeypatch, capfd):
-    """Runs a command in this process; returns status, standard output and error."""
-
-    def run(module, *argv):
-        name = module.__name__.rpartition(".")[2]
-        monkeypatch.setattr(sys, "argv", [name, *map(str, argv)])
-        handler = signal.getsignal(signal.SIGTERM)
-        capfd.readouterr()
-        # Which also removes the flags that the command defines.
-        with flagsaver.flagsaver(), pytest.raises(SystemExit) as stop:
-            try:
-                module.run()
-            finally:
-                signal.signal(signal.SIGTERM, handler)
-        return SimpleNamespace(
-            status=stop.value.code or 0, **capfd.readouterr()._asdict()
-        )
-
-    return run
-
-
-@pytest.fixture
-def stop_before_tensorflow(monkeypatch):
-    """Lets `bin/train` open its run directory and then stop."""
-
-    def stop(*args, **kwargs):
-        raise RuntimeError("stopped here")
-
-    monkeypatch.setattr(app, "import_tensorflow", stop)
-
-
 def assert_refused(result, *words):
     """One clear line on standard error, and status 2."""
     assert result.status == 2, result

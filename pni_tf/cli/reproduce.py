@@ -112,7 +112,7 @@ def _studies(names: list[str], scale) -> list[str]:
 
     if names == ["all"]:
         return list(scale.studies)
-    for name in names:
+    for name in names or [""]:
         if name not in STUDIES:
             raise ValueError(
                 f"--study must be all, or from: {', '.join(STUDIES)}. Received: "

@@ -80,14 +80,14 @@ def table5(build: Builder) -> list[Part]:
         cells[label] = (
             build.cell(
                 b,
-                _transfers_from(a),
+                [training.path.name for training in a],
                 kind="transfer",
                 paper=paper["transfer_a_to_b"],
                 transfer_from=a,
             ),
             build.cell(
                 a,
-                _transfers_from(b),
+                [training.path.name for training in b],
                 kind=f"transfer from {defence}",
                 paper=paper["transfer_b_to_a"],
                 transfer_from=b,
@@ -134,10 +134,6 @@ def _zoo(build, trainings, paper):
         build.cell(trainings, row, field="claimed_accuracy", paper=paper, **where),
         build.cell(trainings, row, **where),
     )
-
-
-def _transfers_from(trainings):
-    return [f"transfer from {training.path.name}" for training in trainings]
 
 
 def table7(build: Builder) -> list[Part]:

@@ -1,0 +1,101 @@
+"""Stands for `bin/train` and `bin/evaluate`: writes what they write, in no time.
+
+    python fake_commands.py [--fail=TEXT] [--hang=TEXT] train|evaluate ARGUMENTS
+
+Numbers follow from the arguments. A call whose folder contains TEXT fails, or waits for
+SIGTERM. `calls`, at the top of the folder, gets a line for each call.
+"""
+
+import json
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+ATTACKS = (
+    *("clean", "FGSM", "PGD-7", "PGD-20", "PGD-20 EOT-10", "worst case"),
+    *("transfer from noise-free twin", "ZOO-300", "C&W L2 9×10", "C&W L2 9×100"),
+    "C&W L2 9×100 EOT-10",
+)
+COLUMNS = ("model", "noise on", "noise off", "twin", "mean of 5 draws")
+
+
+def entry(name, draw):
+    share = draw.random()
+    return {
+        "scenario": name,
+        "attack": f"Attack({name})",
+        "images": 100,
+        "draws": 10,
+        "accuracy_mean": share,
+        "accuracy_std": draw.random() / 100,
+        "claimed_accuracy": share / 2,
+        "upheld": draw.random(),
+        "l2_mean_of_claimed": draw.random(),
+    }
+
+
+def train(folder, draw):
+    rows = ["epoch,alpha/conv0,alpha/logits"]
+    rows += [f"{e},{draw.random():.4f},{draw.random():.4f}" for e in (1, 2)]
+    (folder / "history.csv").write_text("\n".join(rows) + "\n")
+    (folder / "flags.cfg").write_text("\n".join(sys.argv) + "\n")
+    (folder / "model.keras").write_text(str(draw.random()))
+
+
+def evaluate(folder, draw, flags):
+    attacks = list(ATTACKS)
+    if "transfer_from" in flags:
+        attacks.append(f"transfer from {flags['transfer_from']}")
+    item = {
+        "name": "a check",
+        "source": "Table 7",
+        "status": "PASS",
+        "numbers": {"PGD": draw.random()},
+        "meaning": "all is well",
+    }
+    curve = {str(x): entry(f"x {x}", draw) for x in (0.1, 1.0)}
+    picture = {"image": 3, "label": "4", "confidence": 0.9}
+    picture |= {"adversarial_label": "9", "adversarial_confidence": 0.99}
+    content = {
+        "columns": {c: [entry(a, draw) for a in attacks] for c in COLUMNS},
+        "curves": {k: dict.fromkeys(COLUMNS, curve) for k in ("epsilon", "steps")},
+        "checklist": {"items": [item]},
+        "certificates": [{"method": "a bound", "certified_accuracy": {"0.1": 0.5}}],
+        "pictures": [picture],
+    }
+    (folder / "evaluation.json").write_text(json.dumps(content))
+
+
+def main():
+    words = sys.argv[1:]
+    place = next(i for i, w in enumerate(words) if w in ("train", "evaluate"))
+    options = dict(word[2:].split("=") for word in words[:place])
+    command, *arguments = words[place:]
+    flags = dict(a[2:].split("=", 1) for a in arguments if "=" in a and a[:2] == "--")
+    folder = Path(flags["run_dir" if command == "train" else "output_dir"])
+    folder.mkdir(parents=True, exist_ok=True)
+    top = next(
+        p.parent for p in folder.parents if p.name in ("trainings", "evaluations")
+    )
+    with (top / "calls").open("a") as file:
+        file.write(f"{command} {folder}\n")
+    if options.get("fail", "\n") in str(folder):
+        sys.exit("some words\nerror: what went wrong")
+    if options.get("hang", "\n") in str(folder):
+        started = folder / "started"
+        signal.signal(signal.SIGTERM, lambda *_: started.write_text("SIGTERM"))
+        started.write_text("")
+        while started.read_text() != "SIGTERM":
+            time.sleep(0.01)
+        sys.exit(143)
+    draw = random.Random(f"{command} {folder.relative_to(top)}")
+    if command == "train":
+        train(folder, draw)
+    else:
+        evaluate(folder, draw, flags)
+
+
+if __name__ == "__main__":
+    main()

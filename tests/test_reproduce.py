@@ -1,0 +1,451 @@
+"""Planning, running and reporting studies, with commands that only write files."""
+
+import json
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import fake_commands
+import pytest
+
+from pni_tf.cli import evaluate, reproduce, train
+from pni_tf.reproduce import report, runner
+from pni_tf.reproduce.builder import paper_results
+from pni_tf.reproduce.jobs import Stamp, Training, in_order
+from pni_tf.reproduce.scales import SCALES
+from pni_tf.reproduce.studies import STUDIES, parts_of
+from pni_tf.reproduce.tables import Alphas, Cell, Claim, Curves, Source, Table
+from pni_tf.reproduce.values import read, sentence
+
+DIGITS = SCALES["digits"]
+# Writes what bin/train and bin/evaluate write, with numbers drawn from their arguments.
+FAKE = Path(__file__).parent / "fake_commands.py"
+
+
+def commands(*options):
+    """Starts the stand-ins as processes."""
+    return lambda command: [sys.executable, str(FAKE), *options, command]
+
+
+@pytest.fixture(autouse=True)
+def in_this_process(request, monkeypatch):
+    """Runs them here instead, which is quick, but where a test needs processes."""
+
+    def run(command, log):
+        monkeypatch.setattr(sys, "argv", command[1:])
+        try:
+            fake_commands.main()
+        except SystemExit as stop:
+            return stop.code.splitlines()[-1]
+
+    if "processes" not in request.fixturenames:
+        monkeypatch.setattr(runner, "_run", run)
+
+
+@pytest.fixture
+def processes():
+    """Marks a test that needs processes."""
+
+
+def jobs_of(studies, seeds=1, scale=DIGITS):
+    parts = [part for study in studies for part in parts_of(study, scale, seeds)]
+    return in_order([job for part in parts for job in part.jobs])
+
+
+def run(root, studies=("table2",), seeds=1, *options, show=lambda line: None):
+    jobs = jobs_of(studies, seeds)
+    costs = runner.Costs(root, jobs, {})
+    outcome = runner.run(jobs, root, costs, command_of=commands(*options), show=show)
+    parts = {study: parts_of(study, DIGITS, seeds) for study in studies}
+    return report.write(root, DIGITS, parts, seeds, outcome), outcome
+
+
+class TestPlan:
+    def test_what_is_needed_comes_first_and_once(self):
+        jobs = jobs_of(STUDIES, seeds=2)
+        assert len(jobs) == len(set(jobs))
+        for i, job in enumerate(jobs):
+            assert set(job.needs) <= set(jobs[:i])
+
+    def test_first_seed_comes_first(self):
+        jobs = jobs_of(["table2"], seeds=2)
+        seeds = [job.seed for job in jobs if isinstance(job, Training)]
+        assert seeds == [0] * 7 + [1] * 7
+
+    def test_studies_share_trainings(self):
+        both = jobs_of(["table1", "table2"])
+        apart = jobs_of(["table1"]) + jobs_of(["table2"])
+        assert len(both) == len(set(apart)) < len(apart)
+
+    def test_table2_trains_every_location_and_the_twin(self):
+        found = {j.name for j in jobs_of(["table2"]) if isinstance(j, Training)}
+        assert found == {
+            *("adversarial", "pni_w", "pni_i", "pni_a_a", "pni_a_b"),
+            *("pni_w_a_a", "pni_w_a_b"),
+        }
+
+    @pytest.mark.parametrize("name", SCALES)
+    def test_the_commands_take_all_flags(
+        self, name, command, stop_before_tensorflow, tmp_path
+    ):
+        scale = SCALES[name]
+        for job in jobs_of(scale.studies, scale=scale):
+            for needed in job.needs:  # evaluation reads the settings of the training
+                (tmp_path / needed.path).mkdir(parents=True, exist_ok=True)
+                (tmp_path / needed.path / "flags.cfg").write_text(
+                    "--dataset=digits\n--epsilon=0.1\n"
+                )
+            if isinstance(job, Training):
+                shutil.rmtree(tmp_path / job.path, ignore_errors=True)
+            module = {"train": train, "evaluate": evaluate}[job.command]
+            result = command(module, *job.arguments(tmp_path))
+            assert result.err == "error: stopped here\n", job
+
+
+class TestPaper:
+    def test_every_number_of_the_paper_is_in_a_table(self):
+        scale = SCALES["paper"]
+        shown = []
+        for study in STUDIES:
+            for part in parts_of(study, scale, 1):
+                if isinstance(part, Table):
+                    shown += [cell.paper for _, row in part.rows for cell in row]
+                elif isinstance(part, Alphas):
+                    shown += [
+                        a for column in part.paper.values() for a in column.values()
+                    ]
+                elif isinstance(part, Curves):
+                    shown += [y for _, ys in part.paper.values() for y in ys]
+        shown = {number for value in shown for number in numbers_in(value)}
+        ignored = ("parameters", "epsilon", "steps")
+        for number in numbers_in(paper_results(), ignored):
+            assert number in shown
+
+    def test_a_scale_of_other_networks_shows_them_too(self):
+        (table,) = parts_of("table3", DIGITS, 1)
+        papers = [row[1].paper for _, row in table.rows]
+        assert papers[:3] == [(0, 0), (39.1, 0.1), (45.9, 0.1)]
+
+
+def numbers_in(value, ignored=()):
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            if key not in ignored:
+                yield from numbers_in(inner, ignored)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from numbers_in(inner, ignored)
+    elif isinstance(value, int | float):
+        yield value
+
+
+class TestRunner:
+    def test_what_is_done_is_not_done_again(self, tmp_path):
+        run(tmp_path)
+        calls = (tmp_path / "calls").read_text()
+        run(tmp_path)
+        assert (tmp_path / "calls").read_text() == calls
+        assert len(calls.splitlines()) == len(jobs_of(["table2"]))
+
+    def test_another_study_reuses_trainings(self, tmp_path):
+        run(tmp_path)
+        run(tmp_path, ["table1", "table2"])
+        calls = (tmp_path / "calls").read_text().splitlines()
+        assert len(calls) == len(jobs_of(["table1", "table2"]))
+
+    def test_evaluations_of_a_network_that_changed_are_stale(self, tmp_path):
+        run(tmp_path)
+        (tmp_path / "trainings/pni_i_seed0/model.keras").write_text("another one")
+        stale = [j for j in jobs_of(["table2"]) if not Stamp(tmp_path, j).is_done]
+        assert {j.training.name for j in stale} == {"pni_i"}
+
+    def test_a_moved_folder_is_still_done(self, tmp_path):
+        run(tmp_path / "here")
+        (tmp_path / "here").rename(tmp_path / "there")
+        jobs = jobs_of(["table2"])
+        assert all(Stamp(tmp_path / "there", job).is_done for job in jobs)
+
+    def test_a_failed_run_is_reported_and_the_rest_finished(self, processes, tmp_path):
+        lines = []
+        folder, outcome = run(
+            tmp_path, ["table2"], 1, "--fail=trainings/pni_i_seed0", show=lines.append
+        )
+        (failed,) = outcome.failed
+        assert failed.name == "pni_i"
+        assert "what went wrong" in outcome.failed[failed]
+        assert {job.training.name for job in outcome.skipped} == {"pni_i"}
+        jobs = jobs_of(["table2"])
+        done = [job for job in jobs if Stamp(tmp_path, job).is_done]
+        assert len(done) == len(jobs) - 1 - len(outcome.skipped)
+        assert (
+            "training pni_i, seed 0: error: what went wrong"
+            in (folder / "report.md").read_text()
+        )
+        assert any("failed: training pni_i" in line for line in lines)
+        # The next time it works.
+        folder, outcome = run(tmp_path)
+        assert not outcome.failed
+        assert "not run" not in (folder / "report.md").read_text()
+
+    def test_an_evaluation_alone_may_fail(self, tmp_path):
+        _, outcome = run(tmp_path, ["table2"], 1, "--fail=pni_w_seed0/strong")
+        assert [job.title for job in outcome.failed] == ["strong of pni_w, seed 0"]
+        assert outcome.skipped == []
+
+    def test_interruption(self, processes, tmp_path):
+        """SIGTERM while a job runs: the job gets it too, and the rest can be done."""
+        script = (
+            "import signal, sys\n"
+            f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+            "from pathlib import Path\n"
+            "from test_reproduce import run\n"
+            "def stop(*_): raise KeyboardInterrupt\n"
+            "signal.signal(signal.SIGTERM, stop)\n"
+            f"run(Path({str(tmp_path)!r}), ['table2'], 1, '--hang=pni_a_a_seed0')\n"
+        )
+        process = subprocess.Popen(
+            [sys.executable, "-c", script], stderr=subprocess.PIPE, text=True
+        )
+        started = tmp_path / "trainings/pni_a_a_seed0/started"
+        while not started.exists() and process.poll() is None:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        assert "KeyboardInterrupt" in process.communicate(timeout=60)[1]
+        assert started.read_text() == "SIGTERM"
+        jobs = jobs_of(["table2"])
+        done = [job for job in jobs if Stamp(tmp_path, job).is_done]
+        assert 0 < len(done) < len(jobs)
+        before = (tmp_path / "calls").read_text().splitlines()
+        run(tmp_path)
+        after = (tmp_path / "calls").read_text().splitlines()
+        assert len(after) - len(before) == len(jobs) - len(done)
+
+    def test_a_killed_parent_takes_its_job_along(self, processes, tmp_path):
+        script = (
+            "import sys\n"
+            f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+            "from pathlib import Path\n"
+            "from test_reproduce import run\n"
+            f"run(Path({str(tmp_path)!r}), ['figure2'], 1, '--hang=pni_w_seed0')\n"
+        )
+        process = subprocess.Popen([sys.executable, "-c", script])
+        started = tmp_path / "trainings/pni_w_seed0/started"
+        while not started.exists() and process.poll() is None:
+            time.sleep(0.01)
+        process.kill()
+        process.wait()
+        deadline = time.monotonic() + 60
+        while started.read_text() != "SIGTERM" and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert started.read_text() == "SIGTERM"
+
+
+class TestCosts:
+    def job(self, name="pni_w", seed=0):
+        return DIGITS.training(name, seed)
+
+    def test_a_job_that_is_done_tells_of_the_other_seeds(self, tmp_path):
+        costs = runner.Costs(tmp_path, [], {})
+        assert costs.of(self.job()) is None
+        costs.add(self.job(), 30.0)
+        costs.add(self.job(seed=1), 50.0)
+        assert costs.of(self.job(seed=2)) == 40.0
+
+    def test_the_reference_is_scaled_by_what_was_measured(self, tmp_path):
+        reference = {
+            "training pni_w": 20.0,
+            "training pni_i": 8.0,
+            "training madry": 5.0,
+        }
+        costs = runner.Costs(tmp_path, [], reference)
+        assert costs.of(self.job("madry")) == 5.0
+        costs.add(self.job("pni_w"), 60.0)  # three times as slow
+        assert costs.of(self.job("madry")) == 15.0
+        left = [self.job("madry"), self.job("pni_i"), self.job("vanilla")]
+        assert costs.left(left) == "about 39 s and 1 jobs of unknown cost"
+
+    def test_seconds_of_interrupted_runs_count(self, tmp_path):
+        stamp = Stamp(tmp_path, self.job())
+        stamp.write(done=False, seconds=10)
+        stamp.write(done=True, seconds=5)
+        assert stamp.seconds == 15
+        assert not stamp.is_done  # its result is not there
+
+    @pytest.mark.parametrize(
+        ("seconds", "words"), [(45, "45 s"), (720, "12 min"), (12600, "3.5 h")]
+    )
+    def test_duration(self, seconds, words):
+        assert runner.duration(seconds) == words
+
+
+def cells_of(folder, *columns, paper=(), **fields):
+    """Returns a cell for each list of accuracies, of which each seed has one."""
+    count = len(columns[0])
+    trainings = [DIGITS.training("pni_w", seed) for seed in range(count)]
+    jobs = [DIGITS.evaluation("white_box", training) for training in trainings]
+    entry = {"scenario": "row", "accuracy_std": 0.02, "images": 100, "draws": 1}
+    for seed, job in enumerate(jobs):
+        content = {
+            str(i): [{**entry, "accuracy_mean": column[seed], **fields}]
+            for i, column in enumerate(columns)
+        }
+        (folder / job.path).mkdir(parents=True)
+        (folder / job.result).write_text(json.dumps({"columns": content}))
+    return [
+        Cell(
+            sources=tuple(Source(evaluation=j, column=str(i), row="row") for j in jobs),
+            paper=paper[i] if paper else None,
+        )
+        for i in range(len(columns))
+    ]
+
+
+class TestValues:
+    def test_draws_and_seeds_are_kept_apart(self, tmp_path):
+        (cell,) = cells_of(tmp_path, [0.5, 0.7], draws=10)
+        assert read(tmp_path, cell).text() == "60.00 ± 2.00 (± 14.14)"
+
+    def test_standard_error(self, tmp_path):
+        """0.6 * 0.4 over 100 images, and a variance of 0.02 over 2 seeds."""
+        (cell,) = cells_of(tmp_path, [0.5, 0.7])
+        assert read(tmp_path, cell).variance == pytest.approx(0.24 / 100 + 0.02 / 2)
+
+    def test_a_seed_that_was_not_run_is_left_out(self, tmp_path):
+        (cell,) = cells_of(tmp_path, [0.5, 0.7])
+        (tmp_path / cell.sources[1].evaluation.result).unlink()
+        assert read(tmp_path, cell).text() == "50.00"
+        (tmp_path / cell.sources[0].evaluation.result).write_text("{")
+        assert read(tmp_path, cell) is None
+
+    @pytest.mark.parametrize(
+        ("ours", "words"),
+        [
+            (0.7, "+20.00 points (standard error 6.78; paper +6.80), so it holds"),
+            (0.3, "-20.00 points (standard error 6.78; paper +6.80), so the opposite"),
+            (0.55, "+5.00 points (standard error 7.05; paper +6.80), so no difference"),
+        ],
+    )
+    def test_sentence(self, ours, words, tmp_path):
+        paper = [(45.94, 0.1), 39.14]
+        cells = cells_of(tmp_path, [ours], [0.5], paper=paper)
+        claim = Claim(text="A against B", ours=cells[0], other=cells[1])
+        assert sentence(tmp_path, claim).startswith(f"A against B: {words}")
+
+
+def resolve(content, pointer):
+    """Returns what a JSON pointer points to."""
+    for key in pointer.split("/")[1:]:
+        content = content[int(key) if isinstance(content, list) else key]
+    return content
+
+
+def walk(folder):
+    """Checks every number of a report's tables; returns how many there are."""
+    content = json.loads((folder / "report.json").read_text())
+    text = (folder / "report.md").read_text()
+    count = 0
+    for part in content["parts"]:
+        for row in part.get("rows", ()):
+            for cell in row.get("cells", ()) if isinstance(row, dict) else ():
+                if not cell or cell["value"] is None:
+                    continue
+                found = []
+                for seed in cell["seeds"]:
+                    numbers = json.loads((folder / seed["file"]).read_text())
+                    number = resolve(numbers, seed["pointer"])
+                    found.append(1 - number if seed["one_minus"] else number)
+                    assert seed["mean"] == found[-1]
+                mean = sum(found) / len(found)
+                assert cell["value"] == pytest.approx(mean, abs=1e-12)
+                assert f"{100 * mean:.2f}" in text or f"{mean:.3g}" in text
+                count += 1
+    return count
+
+
+class TestReport:
+    def test_every_number_is_in_a_file(self, tmp_path):
+        folder, _ = run(tmp_path, STUDIES, 2)
+        numbers = len(re.findall(r"\| \d+\.\d+ ", (folder / "report.md").read_text()))
+        assert 0 < walk(folder) <= numbers
+        assert "not run" not in (folder / "report.md").read_text()
+
+    def test_what_was_not_run_says_so(self, tmp_path):
+        run(tmp_path, ["table2"])
+        parts = {"table6": parts_of("table6", DIGITS, 1)}
+        folder = report.write(tmp_path, DIGITS, parts, 1)
+        text = (folder / "report.md").read_text()
+        (rse,) = [line for line in text.splitlines() if line.startswith("| RSE")]
+        assert rse.count("not run") == 6
+        assert "In the worst case, PNI-W against RSE: not run." in text
+        (pni,) = [line for line in text.splitlines() if line.startswith("| PNI-W, sin")]
+        assert "not run" not in pni
+
+    def test_html_needs_no_other_file(self, tmp_path):
+        folder, _ = run(tmp_path, ["figure2", "figure3"])
+        page = (folder / "report.html").read_text()
+        sources = re.findall(r'src="(.{21})', page)
+        assert sources == ["data:image/png;base64"] * 3
+        assert "<td>" in page
+
+    def test_commands_can_be_pasted(self, tmp_path):
+        folder, _ = run(tmp_path, ["table2"])
+        content = json.loads((folder / "report.json").read_text())
+        for job, known in zip(content["jobs"], jobs_of(["table2"]), strict=True):
+            assert shlex.split(job["command"])[1:] == known.arguments(tmp_path)
+
+    def test_results_that_became_stale_leave_the_report(self, tmp_path):
+        folder, _ = run(tmp_path, ["table2"])
+        (tmp_path / "trainings/pni_i_seed0/model.keras").write_text("another one")
+        parts = {"table2": parts_of("table2", DIGITS, 1)}
+        report.write(tmp_path, DIGITS, parts, 1)
+        assert not list(folder.glob("evaluations/pni_i_seed0/*/*.json"))
+        text = (folder / "report.md").read_text()
+        (row,) = [x for x in text.splitlines() if x.startswith("| PNI-I, with PNI")]
+        assert row.count("not run") == 7
+
+
+class TestCommand:
+    def test_dry_run(self, command, monkeypatch, tmp_path):
+        monkeypatch.chdir(tmp_path)
+        result = command(reproduce, "--study=table7", "--dry_run", "--seeds=1")
+        assert result.status == 0
+        lines = result.out.splitlines()
+        assert lines[0].startswith("3 jobs, 0 of them done. Left: ")
+        assert [line.split()[0] for line in lines[1:4]] == [
+            *("bin/train", "bin/train", "bin/evaluate"),
+        ]
+        assert (
+            "Not run."
+            in (tmp_path / "reproduction/digits/report/report.md").read_text()
+        )
+
+    @pytest.mark.parametrize(
+        ("flags", "words"),
+        [
+            (["--study=table8"], ["--study", "table8", "figure3"]),
+            (["--study=table3", "--scale=cpu"], ["--scale=cpu has no table3"]),
+            (["--study="], ["--study"]),
+            (["--seeds=0"], ["seeds"]),
+            (["--output_dir=/proc/x"], ["cannot write to --output_dir=/proc/x"]),
+        ],
+    )
+    def test_bad_flags(self, flags, words, command, monkeypatch, tmp_path):
+        monkeypatch.chdir(tmp_path)
+        result = command(reproduce, *flags)
+        assert result.status == 2
+        assert result.err.startswith("error: ")
+        assert all(word in result.err for word in words)
+
+    def test_failure_is_status_1(self, command, monkeypatch, tmp_path):
+        monkeypatch.setattr(runner, "_command_of", commands("--fail=pni_w_seed0"))
+        flags = ["--study=figure2", "--seeds=1", f"--output_dir={tmp_path}"]
+        result = command(reproduce, *flags)
+        assert result.status == 1
+        assert "failed: training pni_w, seed 0: error: what went wrong" in result.out
+        monkeypatch.setattr(runner, "_command_of", commands())
+        assert command(reproduce, *flags).status == 0
