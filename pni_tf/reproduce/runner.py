@@ -174,13 +174,14 @@ def _run(command, log):
             stdout=file,
             stderr=file,
             env={**os.environ, "PYTHONPATH": path},
+            start_new_session=True,  # else Ctrl-C would reach it by itself too
             preexec_fn=_end_with(os.getpid()),
         )
         try:
             status = process.wait()
-        except BaseException:  # Ctrl-C reaches the job by itself, SIGTERM does not
+        except BaseException:
             process.send_signal(signal.SIGTERM)
-            process.wait()
+            process.wait()  # it saves its state
             raise
     if status == 0:
         return None
