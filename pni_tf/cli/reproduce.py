@@ -54,6 +54,12 @@ def _define():
         "Folder of all runs and of the report; by default reproduction/SCALE.",
         module_name=WORK,
     )
+    flags.DEFINE_string(
+        "note",
+        None,
+        "What readers of the report must know, such as of the data or the machine.",
+        module_name=WORK,
+    )
     flags.DEFINE_bool(
         "dry_run",
         False,
@@ -102,7 +108,9 @@ def main() -> int:
                 outcome = runner.run(jobs, root, costs, extra=_extra(given))
         finally:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it takes a second
-            folder = report.write(root, scale, parts, seeds, outcome)
+            folder = report.write(
+                root, scale, parts, seeds, outcome, note=given.note or ""
+            )
             print(f"The report is in {folder}", flush=True)
     return 1 if outcome.failed else 0
 

@@ -34,6 +34,8 @@ def write(
     studies: dict[str, list[Part]],
     seeds: int,
     outcome: Outcome | None = None,
+    *,
+    note: str = "",
 ) -> Path:
     """Writes `<root>/report/` from what was run, and returns the folder.
 
@@ -46,6 +48,7 @@ def write(
         studies: The parts of each study.
         seeds: Number of training seeds.
         outcome: What failed, if anything was run.
+        note: What readers must know of this run.
     """
     outcome = outcome or Outcome()
     folder = root / "report"
@@ -54,7 +57,7 @@ def write(
     jobs = in_order([job for part in parts_of_all for job in part.jobs])
     for job in jobs:
         _copy_results(root, folder, job)
-    lines = [_head(root, scale, seeds, jobs, outcome)]
+    lines = [_head(root, scale, seeds, jobs, outcome, note)]
     content = {"scale": scale.name, "training_seeds": seeds, "parts": []}
     for study, parts in studies.items():
         for i, part in enumerate(parts):
@@ -86,7 +89,7 @@ def _copy_results(root, folder, job):
             copy.unlink(missing_ok=True)
 
 
-def _head(root, scale, seeds, jobs, outcome):
+def _head(root, scale, seeds, jobs, outcome, note):
     done = [job for job in jobs if Stamp(root, job).is_done]
     seconds = sum(Stamp(root, job).seconds for job in jobs)
     text = [
@@ -94,6 +97,7 @@ def _head(root, scale, seeds, jobs, outcome):
         f"{scale.note} Training seeds: {', '.join(map(str, range(seeds)))}. pni_tf "
         f"{__version__}, {os.cpu_count()} CPU cores ({platform.machine()}); "
         f"{len(done)} of {len(jobs)} jobs are done, in {duration(seconds)}.",
+        note,
         "How to read a cell: mean ± standard deviation over single draws of the noise "
         "(± standard deviation over training seeds), in percent unless its column says "
         "otherwise; below it what the paper says. A deterministic network has no "
@@ -104,7 +108,7 @@ def _head(root, scale, seeds, jobs, outcome):
         failed = [f"- {job.title}: {why}" for job, why in outcome.failed.items()]
         failed += [f"- {job.title}: needs one of these" for job in outcome.skipped]
         text.append("**Failed:**\n\n" + "\n".join(failed))
-    return "\n\n".join(text)
+    return "\n\n".join(filter(None, text))
 
 
 def _details(root, part, attacks):
