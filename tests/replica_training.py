@@ -10,8 +10,18 @@ from keras import layers as kl
 
 from pni_tf import PGD, PNIAdversarialModel, inject_pni
 from pni_tf.conversion import noise_wrappers
+from pni_tf.evaluation import Scenario
 
 BATCH, STEPS, EPOCHS = 8, 3, 3
+# What is evaluated on several devices and by several workers.
+ROWS = (
+    Scenario(name="clean"),
+    Scenario(
+        name="PGD-2 EOT-2",
+        attack=PGD(epsilon=0.1, step_size=0.05, steps=2),
+        expectation=2,
+    ),
+)
 
 
 def examples(count=21):

@@ -15,11 +15,11 @@ from types import SimpleNamespace
 
 import keras
 import numpy as np
-from replica_training import examples, network, train
+from replica_training import ROWS, examples, network, train
 
 from pni_tf.cluster import Cluster
 from pni_tf.distribution import connect
-from pni_tf.evaluation import ResultStore, evaluate_robustness, standard_scenarios
+from pni_tf.evaluation import ResultStore, evaluate_robustness
 from pni_tf.export import load_target
 
 
@@ -55,7 +55,7 @@ def main():
             load_target(model, devices=workers.devices),
             images,
             labels,
-            standard_scenarios(epsilon=0.1, steps=(2,), expectation=2),
+            ROWS,
             draws=3,
             batch_size=4,
             store=ResultStore(folder / "store", "model"),
