@@ -1,4 +1,5 @@
 import csv
+import json
 import math
 import os
 import re
@@ -9,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import keras
+import numpy as np
 import pytest
 from absl import flags
 from absl.testing import flagsaver
@@ -617,6 +619,8 @@ class TestEvaluateFlags:
                     ("pgd(7)", ["'7' in 'pgd(7)'"]),
                     ("pgd(step=7)", ["pgd(step=7)", "no setting step", "step_size"]),
                     ("pgd(steps=-1)", ["pgd(steps=-1)", "`steps`", "-1"]),
+                    ("pgd(expectation=0)", ["`expectation`", "expectation=0"]),
+                    ("transfer(expectation=2)", ["no setting expectation"]),
                     ("pgd(steps=many)", ["pgd(steps=many)", "'many'"]),
                     ("pgd(restarts=2,random_start=false)", ["random_start"]),
                     ("square(norm=l2)", ["square(norm=l2)", "linf"]),
@@ -679,13 +683,16 @@ class TestEvaluateFlags:
 
     def test_certificates_and_ensemble(self, command, files, folder):
         argv = (
-            *("--examples=20", "--attacks=fgsm", "--expectation=1", "--draws=2"),
+            *("--examples=20", "--attacks=fgsm,pgd(steps=1,expectation=2)"),
+            *("--expectation=1", "--draws=2"),
             *("--ensemble=3", "--certify", "--certify_draws=100", "--output_dir=out"),
         )
         result = command(evaluate, files / "pixeldp.keras", *ON_DIGITS, *argv)
         assert (result.status, result.err) == (0, "")
         assert "| accuracy (%) | noise on" in result.out
         assert "mean of 3 draws |" in result.out
+        rows = re.findall(r"^\| (FGSM|PGD[^|]*?) +\|", result.out, re.M)
+        assert rows == ["FGSM", "PGD-1 EOT-2"]
         table = re.search(r"^\| certified accuracy .*?\n\n", result.out, re.M | re.S)[0]
         with (folder / "out" / "certificates.csv").open() as file:
             rows = list(csv.DictReader(file))
@@ -702,6 +709,38 @@ class TestEvaluateFlags:
                 assert float(cell) == pytest.approx(100 * sum(certified) / 20)
         assert (folder / "out" / "certified_accuracy.png").stat().st_size > 1000
         assert f"\n\n{table}" in (folder / "out" / "report.md").read_text()
+        content = json.loads((folder / "out" / "evaluation.json").read_text())
+        for line, certificate in zip(lines, content["certificates"], strict=True):
+            shares = certificate["certified_accuracy"].values()
+            assert [float(cell) for cell in line[1:]] == [100 * s for s in shares]
+
+    def test_pictures(self, command, files, folder):
+        """Images that are right before the attack and wrong behind it, with the
+        confidences that the network itself has."""
+        model = keras.saving.load_model(files / "good.keras")
+        test = data.load_dataset("digits", test_examples=60).test
+        images, labels = test.images_float(), test.labels
+        before = keras.ops.softmax(model(images)).numpy()
+        argv = ("--attacks=pgd(steps=3)", "--pictures=2", "--examples=60")
+        result = command(
+            evaluate, files / "good.keras", *ON_DIGITS, *argv, "--output_dir=out"
+        )
+        assert (result.status, result.err) == (0, "")
+        with np.load(folder / "out/examples/model/pgd-3.npz") as file:
+            after = keras.ops.softmax(model(file["images"])).numpy()
+        right = (before.argmax(-1) == labels) & (after.argmax(-1) != labels)
+        content = json.loads((folder / "out" / "evaluation.json").read_text())
+        assert [p["image"] for p in content["pictures"]] == [*np.flatnonzero(right)[:2]]
+        assert len(content["pictures"]) == 2
+        for picture in content["pictures"]:
+            i = picture["image"]
+            assert picture["label"] == str(labels[i])
+            assert picture["adversarial_label"] == str(after[i].argmax())
+            assert picture["confidence"] == pytest.approx(before[i].max(), abs=1e-5)
+            assert picture["adversarial_confidence"] == pytest.approx(
+                after[i].max(), abs=1e-5
+            )
+        assert (folder / "out" / "pictures.png").stat().st_size > 1000
 
     def test_images_of_another_size(self, command, files, tmp_path):
         argv = [files / "other_size.keras", *ON_DIGITS, f"--output_dir={tmp_path}/out"]

@@ -62,7 +62,8 @@ def define() -> None:
     flags.DEFINE_string(
         "attacks",
         None,
-        f"List of attacks, of {', '.join(NAMES)}; settings in parentheses. By default "
+        f"List of attacks, of {', '.join(NAMES)}; settings in parentheses, "
+        "where expectation=K takes the place of --expectation. By default "
         f"{_DEFAULT['linf']}, or none with --suite. Clean images are always scored.",
         module_name=ATTACK,
     )

@@ -6,6 +6,7 @@ import json
 
 from pni_tf import __version__, files
 from pni_tf.attacks import make_attack, train_substitute
+from pni_tf.attacks.base import check_number
 from pni_tf.cli.attack_specs import AttackSpec
 from pni_tf.evaluation import (
     Scenario,
@@ -93,6 +94,11 @@ class Planner:
 
     def _direct(self, spec, target, epsilon):
         """Returns the rows of an attack on the target itself."""
+        settings = dict(spec.settings)
+        expectations = self.settings.expectations
+        if "expectation" in settings:
+            expectations = [self._expectation(spec, settings.pop("expectation"))]
+        spec = AttackSpec(spec.name, settings)
         attack = self._attack(spec, spec.name, epsilon, target)
         rule = self.settings.towards
         name = label(attack) + (f" towards {rule.replace('_', ' ')}" if rule else "")
@@ -103,8 +109,15 @@ class Planner:
                 expectation=draws,
                 target_rule=rule,
             )
-            for draws in self.settings.expectations
+            for draws in expectations
         ]
+
+    def _expectation(self, spec, draws):
+        try:
+            check_number("expectation", draws, minimum=1, integer=True)
+        except ValueError as error:
+            raise ValueError(f"--attacks: {spec}: {error}") from error
+        return draws
 
     def _foreign(self, spec, column, target, identity, epsilon):
         """Returns the rows of PGD on other networks than the target."""

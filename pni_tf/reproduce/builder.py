@@ -94,14 +94,14 @@ class Builder:
 
     def strong_cell(self, defence, *, column=None) -> Cell:
         """Returns the worst case of the strong suite, of the first seed."""
-        twin = self.training("adversarial")
+        others = {}
+        if defence in ("adversarial", "pni_w"):  # which are attacked together
+            others = {"twin": self.training("adversarial")}
         if defence == "adversarial":
-            # Beside PNI-W it has been attacked already.
-            trainings, column = self.training("pni_w"), "twin"
-        else:
-            trainings = self.training(defence)
+            defence, column = "pni_w", "twin"
+        trainings = self.training(defence)
         return self.cell(
-            trainings, "worst case", kind="strong", column=column, first=True, twin=twin
+            trainings, "worst case", kind="strong", column=column, first=True, **others
         )
 
     @property

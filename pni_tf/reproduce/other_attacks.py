@@ -56,9 +56,8 @@ def table4(build: Builder) -> list[Part]:
 
 def _cw(build, defence, network, paper):
     trainings = build.training(defence, network)
-    short, long = "C&W L2 9×10", f"C&W L2 9×{build.scale.cw_steps}"
-    if trainings[0].random:
-        long += f" EOT-{build.scale.expectation}"
+    short = "C&W L2 9×10"
+    long = f"C&W L2 9×{build.scale.cw_steps} EOT-{build.scale.expectation}"
     norm = {"field": "l2_mean_of_claimed", "percent": False}
     return (
         build.cell(trainings, short, kind="cw", paper=paper, **norm),

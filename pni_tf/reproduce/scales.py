@@ -102,20 +102,22 @@ def _scale(*, pgd7: float, budget: Mapping[str, tuple[str, ...]], **fields) -> S
 
     Args:
         pgd7: Step size of the paper's PGD-7.
-        budget: Further flags by kind of evaluation, which bound its cost.
+        budget: Flags by kind of evaluation, which bound its cost; one that is there
+            already is replaced.
         **fields: The other fields of the scale.
     """
-    expectation = f"--expectation={fields['expectation']}"
-    both = f"--expectation=1,{fields['expectation']}"
+    draws = fields["expectation"]
+    expectation = f"--expectation={draws}"
     pgd = f"pgd(steps=7,step_size={pgd7})"
-    white = f"--attacks=fgsm,{pgd},pgd(steps=20)"
+    white = f"--attacks=fgsm,{pgd},pgd(steps=20,expectation={draws})"
     short_cw = "cw(initial_const=0.01,learning_rate=5e-4,steps=10)"
+    long_cw = f"cw(steps={fields['cw_steps']},expectation={draws})"
     curves = ("--attacks=", "--curves=epsilon,steps")
     evaluations = {
-        "white_box": (white, both),
-        "ensemble": (white, both, f"--ensemble={fields['ensemble']}"),
+        "white_box": (white,),
+        "ensemble": (white, f"--ensemble={fields['ensemble']}"),
         "strong": ("--suite=strong", expectation),
-        "cw": (f"--attacks={short_cw},cw(steps={fields['cw_steps']})", both),
+        "cw": (f"--attacks={short_cw},{long_cw}",),
         "transfer": (f"--attacks=transfer(steps=7,step_size={pgd7})",),
         "zoo": (f"--attacks=zoo(iterations={fields['zoo_iterations']})",),
         "checklist": ("--attacks=", "--checklist", expectation),
@@ -124,10 +126,12 @@ def _scale(*, pgd7: float, budget: Mapping[str, tuple[str, ...]], **fields) -> S
         "certify": ("--attacks=", "--certify"),
         "pictures": (f"--attacks={pgd}", "--pictures=1"),
     }
-    for kind in ("transfer", "zoo", "pictures"):
+    for kind in ("white_box", "ensemble", "cw", "transfer", "zoo", "pictures"):
         evaluations[kind] += ("--expectation=1",)
     for kind, flags in budget.items():
-        evaluations[kind] += flags
+        names = {flag.partition("=")[0] for flag in flags}
+        kept = [f for f in evaluations[kind] if f.partition("=")[0] not in names]
+        evaluations[kind] = (*kept, *flags)
     return Scale(evaluations=evaluations, **fields)
 
 
@@ -145,7 +149,7 @@ DIGITS = _scale(
     seeds=2,
     pgd7=0.04,
     budget={
-        "strong": ("--examples=180",),
+        "strong": ("--examples=128", "--expectation=5"),
         "cw": ("--examples=90",),
         "zoo": ("--examples=30",),
         "checklist": ("--examples=90",),
