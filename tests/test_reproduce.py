@@ -1,5 +1,6 @@
 """Planning, running and reporting studies, with commands that only write files."""
 
+import dataclasses
 import json
 import re
 import shlex
@@ -52,7 +53,8 @@ def processes():
     """Marks a test that needs processes."""
 
 
-def jobs_of(studies, seeds=1, scale=DIGITS):
+def jobs_of(studies, seeds=1, scale=None):
+    scale = scale or DIGITS
     parts = [part for study in studies for part in parts_of(study, scale, seeds)]
     return in_order([job for part in parts for job in part.jobs])
 
@@ -107,6 +109,13 @@ class TestPlan:
             assert result.err == "error: stopped here\n", job
 
 
+def table_of(folder):
+    """Returns the lines of a report that are ours, without those of the paper."""
+    text = (folder / "report.md").read_text()
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    return "\n".join(re.sub(r"<br>paper [^|]*", "", line) for line in lines)
+
+
 class TestPaper:
     def test_every_number_of_the_paper_is_in_a_table(self):
         scale = SCALES["paper"]
@@ -128,8 +137,9 @@ class TestPaper:
 
     def test_a_scale_of_other_networks_shows_them_too(self):
         (table,) = parts_of("table3", DIGITS, 1)
-        papers = [row[1].paper for _, row in table.rows]
-        assert papers[:3] == [(0, 0), (39.1, 0.1), (45.9, 0.1)]
+        rows = {label: cells[1].paper for label, cells in table.rows}
+        assert rows["resnet8 (paper: ResNet-20), fair twin"] == (39.1, 0.1)
+        assert rows["resnet20 (paper: ResNet-32), fair twin"] == (42.1, 0)
 
 
 def numbers_in(value, ignored=()):
@@ -164,6 +174,26 @@ class TestRunner:
         stale = [j for j in jobs_of(["table2"]) if not Stamp(tmp_path, j).is_done]
         assert {j.training.name for j in stale} == {"pni_i"}
 
+    def test_a_training_of_another_recipe_is_kept_and_not_used(
+        self, monkeypatch, tmp_path
+    ):
+        """Whether its flags or the flagfile has changed: nothing of it counts."""
+        config = tmp_path / "recipe.cfg"
+        config.write_text("--epochs=2\n")
+        scale = dataclasses.replace(DIGITS, recipe=(f"--flagfile={config}",))
+        monkeypatch.setattr(sys.modules[__name__], "DIGITS", scale)
+        run(tmp_path)
+        config.write_text("--epochs=3\n")
+        assert not any(Stamp(tmp_path, job).is_done for job in jobs_of(["table2"]))
+        before = (tmp_path / "calls").read_text()
+        folder, outcome = run(tmp_path)
+        assert len(outcome.failed) == 7
+        for reason in outcome.failed.values():
+            assert "run with other settings; remove" in reason
+        assert (tmp_path / "calls").read_text() == before
+        assert (tmp_path / "trainings/pni_w_seed0/model.keras").exists()
+        assert not re.search(r"^\|.*\d ± \d.*\d ± \d", table_of(folder), re.M)
+
     def test_a_moved_folder_is_still_done(self, tmp_path):
         run(tmp_path / "here")
         (tmp_path / "here").rename(tmp_path / "there")
@@ -183,7 +213,7 @@ class TestRunner:
         done = [job for job in jobs if Stamp(tmp_path, job).is_done]
         assert len(done) == len(jobs) - 1 - len(outcome.skipped)
         assert (
-            "training pni_i, seed 0: error: what went wrong"
+            "training pni_i, seed 0: status 1: error: what went wrong"
             in (folder / "report.md").read_text()
         )
         assert any("failed: training pni_i" in line for line in lines)
@@ -318,7 +348,7 @@ class TestValues:
     def test_a_seed_that_was_not_run_is_left_out(self, tmp_path):
         (cell,) = cells_of(tmp_path, [0.5, 0.7])
         (tmp_path / cell.sources[1].evaluation.result).unlink()
-        assert read(tmp_path, cell).text() == "50.00"
+        assert read(tmp_path, cell).text() == "50.00 [1 of 2 seeds]"
         (tmp_path / cell.sources[0].evaluation.result).write_text("{")
         assert read(tmp_path, cell) is None
 
@@ -335,6 +365,28 @@ class TestValues:
         cells = cells_of(tmp_path, [ours], [0.5], paper=paper)
         claim = Claim(text="A against B", ours=cells[0], other=cells[1])
         assert sentence(tmp_path, claim).startswith(f"A against B: {words}")
+
+    def test_few_seeds_show_less(self, tmp_path):
+        """The same difference of three standard errors, with one and with two seeds."""
+        one = cells_of(tmp_path / "one", [0.7], [0.5])
+        claim = Claim(text="A against B", ours=one[0], other=one[1])
+        assert sentence(tmp_path / "one", claim).endswith(
+            "it holds (one training each)."
+        )
+        two = cells_of(tmp_path / "two", [0.7, 0.7], [0.5, 0.5])
+        claim = Claim(text="A against B", ours=two[0], other=two[1])
+        # Student's t of two degrees of freedom: 4.30.
+        assert sentence(tmp_path / "two", claim).endswith("so no difference is shown.")
+
+    def test_norms_are_not_judged(self, tmp_path):
+        ours, other = cells_of(tmp_path, [1.5], [0.5], paper=[1.97, 1.97])
+        ours, other = (
+            dataclasses.replace(cell, percent=False) for cell in (ours, other)
+        )
+        claim = Claim(text="A against B", ours=ours, other=other, judge=False)
+        assert sentence(tmp_path, claim) == (
+            "A against B: 1.5 against 0.5 (paper: 1.97 against 1.97)."
+        )
 
 
 def resolve(content, pointer):
@@ -398,6 +450,13 @@ class TestReport:
         for job, known in zip(content["jobs"], jobs_of(["table2"]), strict=True):
             assert shlex.split(job["command"])[1:] == known.arguments(tmp_path)
 
+    def test_a_report_that_was_kept_alone_keeps_its_numbers(self, tmp_path):
+        folder, _ = run(tmp_path / "one", ["table2"])
+        shutil.copytree(folder, tmp_path / "two" / "report")
+        parts = {"table2": parts_of("table2", DIGITS, 1)}
+        kept = report.write(tmp_path / "two", DIGITS, parts, 1)
+        assert table_of(kept) == table_of(folder)
+
     def test_results_that_became_stale_leave_the_report(self, tmp_path):
         folder, _ = run(tmp_path, ["table2"])
         (tmp_path / "trainings/pni_i_seed0/model.keras").write_text("another one")
@@ -446,6 +505,6 @@ class TestCommand:
         flags = ["--study=figure2", "--seeds=1", f"--output_dir={tmp_path}"]
         result = command(reproduce, *flags)
         assert result.status == 1
-        assert "failed: training pni_w, seed 0: error: what went wrong" in result.out
+        assert "failed: training pni_w, seed 0: error: what" in result.out
         monkeypatch.setattr(runner, "_command_of", commands())
         assert command(reproduce, *flags).status == 0

@@ -86,8 +86,8 @@ def main() -> int:
     studies = _studies(given.study, scale)
     root = Path(given.output_dir or f"reproduction/{scale.name}")
     seeds = given.seeds or scale.seeds
-    parts = {study: parts_of(study, scale, seeds) for study in studies}
-    jobs = in_order([job for p in parts.values() for part in p for job in part.jobs])
+    parts = {study: parts_of(study, scale, seeds) for study in scale.studies}
+    jobs = in_order([job for s in studies for part in parts[s] for job in part.jobs])
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -108,8 +108,12 @@ def main() -> int:
                 outcome = runner.run(jobs, root, costs, extra=_extra(given))
         finally:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it takes a second
+            for study in set(parts) - set(studies):
+                every = [job for part in parts[study] for job in part.jobs]
+                if not any(Stamp(root, job).is_done for job in every):
+                    del parts[study]  # nothing of it was ever asked for
             folder = report.write(
-                root, scale, parts, seeds, outcome, note=given.note or ""
+                root, scale, parts, seeds, outcome, note=_note(root, given.note)
             )
             print(f"The report is in {folder}", flush=True)
     return 1 if outcome.failed else 0
@@ -131,6 +135,14 @@ def _studies(names: list[str], scale) -> list[str]:
                 f"--scale={scale.name} has no {name}; it has {', '.join(scale.studies)}"
             )
     return [study for study in scale.studies if study in names]
+
+
+def _note(root, note):
+    """Returns the note, or that of an earlier call."""
+    path = root / "note.txt"
+    if note:
+        files.write_text(path, note)
+    return note or (path.read_text(encoding="utf-8") if path.exists() else "")
 
 
 def _extra(given):

@@ -9,11 +9,10 @@ from pni_tf.reproduce.tables import Cell, Source
 
 PAPER_COLUMNS = ("clean", "PGD-7", "FGSM")
 _STRICT_NOTE = (
-    "Each number behind the third column is that of a stricter evaluation than the "
-    "paper's. EOT-{k}: the attack averages over {k} draws of the noise. Noise-off-"
-    "crafted: examples made without the noise, scored with it. Worst case: for each "
-    "image the attack that does best. The rows without PNI are the same networks with "
-    "alpha = 0."
+    "The columns behind FGSM are a stricter evaluation than the paper's. EOT-{k}: the "
+    "attack averages over {k} draws of the noise. Noise-off-crafted: examples made "
+    "without the noise, scored with it. Worst case: for each image the attack that "
+    "does best, of all in this table but the strong suite."
 )
 
 

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from pni_tf import files
+from pni_tf.cli.app import expand_flagfiles
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -170,7 +171,9 @@ class Stamp:
     def seconds(self) -> float:
         """What its runs have taken."""
         content = self.read()
-        return content.get("seconds", 0.0) if self._is_of_this_job(content) else 0.0
+        seconds = content.get("seconds")
+        known = isinstance(seconds, int | float) and self._is_current(content)
+        return float(seconds) if known else 0.0
 
     @property
     def is_done(self) -> bool:
@@ -179,16 +182,23 @@ class Stamp:
         return bool(
             content.get("done")
             and (self.root / self.job.result).exists()
-            and self._is_of_this_job(content)
-            and content.get("inputs") == self._inputs()
+            and self._is_current(content)
+            and all(Stamp(self.root, needed).is_done for needed in self.job.needs)
         )
 
-    def _is_of_this_job(self, content):
-        return content.get("arguments") == self._arguments()
+    @property
+    def has_other_settings(self) -> bool:
+        """Whether it was run as it is no longer asked for."""
+        content = self.read()
+        return bool(content) and content.get("arguments") != self._arguments()
+
+    def _is_current(self, content):
+        same = content.get("arguments") == self._arguments()
+        return same and content.get("inputs") == self._inputs()
 
     def _arguments(self):
-        # The folder may have been moved, which changes nothing.
-        return self.job.arguments(Path())
+        # With what the flagfiles say now; and the folder may have been moved.
+        return expand_flagfiles(["", *self.job.arguments(Path())])[1:]
 
     def _inputs(self):
         digests = {}

@@ -82,10 +82,11 @@ def _copy_results(root, folder, job):
         names = ["history.csv", "flags.cfg"]
     for name in names:
         source, copy = root / job.path / name, folder / job.path / name
-        if Stamp(root, job).is_done and source.exists():
+        stamp = Stamp(root, job)
+        if stamp.is_done and source.exists():
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, copy)
-        else:  # of an earlier state
+        elif stamp.read():  # run again since, or under other settings
             copy.unlink(missing_ok=True)
 
 
@@ -101,11 +102,15 @@ def _head(root, scale, seeds, jobs, outcome, note):
         "How to read a cell: mean ± standard deviation over single draws of the noise "
         "(± standard deviation over training seeds), in percent unless its column says "
         "otherwise; below it what the paper says. A deterministic network has no "
-        "draws. A difference counts as shown if it exceeds two standard errors, which "
-        "are those of the choice of test images and of training seeds.",
+        "draws. A difference counts as shown if chance alone would be as large in at "
+        "most 5 % of cases: by Student's t over several training seeds, for one seed "
+        "by two standard errors of the choice of test images, which says nothing of "
+        "other trainings.",
     ]
     if outcome.failed:
-        failed = [f"- {job.title}: {why}" for job, why in outcome.failed.items()]
+        failed = [
+            f"- {job.title}: {html.escape(why)}" for job, why in outcome.failed.items()
+        ]
         failed += [f"- {job.title}: needs one of these" for job in outcome.skipped]
         text.append("**Failed:**\n\n" + "\n".join(failed))
     return "\n\n".join(filter(None, text))
@@ -113,7 +118,7 @@ def _head(root, scale, seeds, jobs, outcome, note):
 
 def _details(root, part, attacks):
     """Returns settings, costs and commands, to be unfolded."""
-    rows = [f"{name}: {attack}" for name, attack in attacks.items()]
+    rows = list(attacks)
     commands = []
     for job in in_order(part.jobs):
         stamp = Stamp(root, job)

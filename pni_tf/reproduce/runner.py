@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from pni_tf.reproduce.jobs import Job, Stamp
+from pni_tf.reproduce.jobs import Job, Stamp, Training
 
 _PACKAGE_FOLDER = Path(__file__).parents[2]
 _PR_SET_PDEATHSIG = 1
@@ -127,22 +127,27 @@ def run(
             outcome.skipped.append(job)
             show(f"skipped: {job.title}, which needs {lost[0].title}")
             continue
-        if Stamp(root, job).is_done:  # by another one's inputs: nothing has changed
-            continue
         left = costs.left(open_jobs[i:])
         show(f"[{i + 1}/{len(open_jobs)}] {job.title} ({left} left)")
         command = [*command_of(job.command), *job.arguments(root)]
         command += (extra or {}).get(job.command, [])
-        begin = time.monotonic()
+        begin, stamp = time.monotonic(), Stamp(root, job)
+        if stamp.has_other_settings and isinstance(job, Training):
+            # Hours of work, maybe: to throw them away is not for us.
+            outcome.failed[job] = (
+                f"it was run with other settings; remove {root / job.path} and "
+                f"{stamp.path} to train it again"
+            )
+            show(f"failed: {job.title}: {outcome.failed[job]}")
+            continue
         try:
-            reason = _run(command, Stamp(root, job).log)
+            reason = _run(command, stamp.log)
         except BaseException:
-            Stamp(root, job).write(done=False, seconds=time.monotonic() - begin)
+            stamp.write(done=False, seconds=time.monotonic() - begin)
             raise
-        seconds = time.monotonic() - begin
-        Stamp(root, job).write(done=reason is None, seconds=seconds)
+        stamp.write(done=reason is None, seconds=time.monotonic() - begin)
         if reason is None:
-            costs.add(job, Stamp(root, job).seconds)
+            costs.add(job, stamp.seconds)
         else:
             outcome.failed[job] = reason
             show(f"failed: {job.title}: {reason}")
@@ -185,8 +190,10 @@ def _run(command, log):
             raise
     if status == 0:
         return None
+    how = f"status {status}" if status > 0 else f"killed by signal {-status}"
     lines = log.read_bytes()[begin:].decode(errors="replace").strip().splitlines()
-    return f"{lines[-1] if lines else f'status {status}'} (see {log})"
+    last = f": {lines[-1]}" if lines else ""
+    return f"{how}{last} (see {log})"
 
 
 def _end_with(parent):

@@ -38,6 +38,7 @@ class Scale:
         networks: Flags by the name of a network; the first one is the main one, which
             stands for the paper's ResNet-20.
         recipes: Flags by defence that replace `recipe` and those of `DEFENCES`.
+        same: Defences that are another one under this recipe.
         studies: The studies that this scale has.
         seeds: Training seeds, unless `--seeds` says another number.
         evaluations: Flags of `bin/evaluate` by kind.
@@ -53,6 +54,7 @@ class Scale:
     recipe: tuple[str, ...]
     networks: Mapping[str, tuple[str, ...]]
     recipes: Mapping[str, tuple[str, ...]]
+    same: Mapping[str, str]
     studies: tuple[str, ...]
     seeds: int
     evaluations: Mapping[str, tuple[str, ...]]
@@ -64,6 +66,7 @@ class Scale:
 
     def training(self, defence: str, seed: int, network: str | None = None) -> Training:
         """Returns the training of a defence, of the main network by default."""
+        defence = self.same.get(defence, defence)
         main = next(iter(self.networks))
         name = defence if network in (None, main) else f"{defence}_{network}"
         flags = self.recipes.get(defence, (*self.recipe, *DEFENCES[defence]))
@@ -145,6 +148,7 @@ DIGITS = _scale(
         "resnet8_width2": ("--width=2",),
     },
     recipes={},
+    same={},
     studies=_ALL,
     seeds=2,
     pgd7=0.04,
@@ -168,6 +172,7 @@ CPU = _scale(
     recipe=("--flagfile=configs/cpu.cfg",),
     networks={"resnet20": ()},
     recipes={},
+    same={"madry": "adversarial"},
     studies=("table1", "table2", "table6", "figure1", "figure2", "figure3"),
     seeds=1,
     pgd7=0.01,
@@ -201,6 +206,7 @@ PAPER = _scale(
         "rse": ("--flagfile=configs/rse.cfg",),
         "pixeldp": ("--flagfile=configs/pixeldp.cfg",),
     },
+    same={},
     studies=_ALL,
     seeds=5,
     pgd7=0.01,

@@ -24,12 +24,12 @@ class Section:
     Attributes:
         lines: Paragraphs of Markdown.
         content: What `report.json` says of it.
-        attacks: The attacks behind its numbers, with all their settings, by name.
+        attacks: The attacks behind its numbers, with all their settings, as keys.
     """
 
     lines: list[str]
     content: dict
-    attacks: dict[str, str] = dataclasses.field(default_factory=dict)
+    attacks: dict[str, None] = dataclasses.field(default_factory=dict)
 
 
 @functools.singledispatch
@@ -57,7 +57,11 @@ def _(part: Table, root: Path, folder: Path, name: str) -> Section:
             attacks |= _attacks(folder, cell)
     sentences = [values.sentence(folder, claim) for claim in part.claims]
     return Section(
-        lines=[_table(["", *part.columns], rows), " ".join(sentences), part.note],
+        lines=[
+            _table(["", *part.columns], rows),
+            " ".join(sentences),
+            f"{part.note} {_sizes(folder, part)}",
+        ],
         content={
             "columns": list(part.columns),
             "rows": content,
@@ -130,7 +134,7 @@ def _(part: Curves, root: Path, folder: Path, name: str) -> Section:
         curve = content.get("curves", {}).get(part.kind, {}).get(column, {})
         if curve:
             lines[label] = {float(x): entry for x, entry in curve.items()}
-            attacks |= {e["scenario"]: e["attack"] for e in curve.values()}
+            attacks |= {_attack_line(entry): None for entry in curve.values()}
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
     for i, label in enumerate(part.evaluations):
@@ -149,14 +153,19 @@ def _(part: Curves, root: Path, folder: Path, name: str) -> Section:
         [label, *(_point(points.get(x)) for x in places)]
         for label, points in lines.items()
     ]
+    sizes = [
+        f"{label} {next(iter(points.values()))['images']:,}"
+        for label, points in lines.items()
+    ]
     missing = [label for label in part.evaluations if label not in lines]
     rows += [[label, *[_NOT_RUN] * max(len(places), 1)] for label in missing]
     return Section(
         lines=[
             _save(figure, folder, name, part.title),
             _table([part.kind, *(f"{x:.3g}" for x in places or [0])], rows),
-            f"Accuracy in percent under PGD with the step 2.5 {chr(0xB7)} epsilon / "
-            "steps, first seed. Dashed: the paper's ResNet-18, whose step stays 0.01.",
+            "Accuracy in percent under PGD with the step 2.5 × epsilon / steps (over "
+            "epsilon 20 steps), first seed. Dashed: the paper's ResNet-18, whose step "
+            f"stays 0.01 (over epsilon 7 steps). Images: {', '.join(sizes) or 'none'}.",
         ],
         content={
             "curves": {
@@ -248,6 +257,22 @@ def _cell_text(cell: Cell, value: values.Value | None) -> str:
     return f"{text}<br>paper {paper}" if paper else text
 
 
+def _sizes(folder: Path, part: Table) -> str:
+    """Returns on how many images and draws each column was taken."""
+    columns = {}
+    for i, column in enumerate(part.columns):
+        found = [values.read(folder, row[i]) for _, row in part.rows]
+        seeds = [seed for value in found if value is not None for seed in value.seeds]
+        if seeds:
+            size = (
+                f"{max(s.images for s in seeds):,} images, up to "
+                f"{max(s.draws for s in seeds)} draws"
+            )
+            columns.setdefault(size, []).append(column)
+    parts = [f"{', '.join(names)}: {size}" for size, names in columns.items()]
+    return f"How many of each: {'; '.join(parts)}." if parts else ""
+
+
 def _cell_json(cell, value):
     if not cell.sources:
         return None
@@ -263,14 +288,28 @@ def _cell_json(cell, value):
     }
 
 
-def _attacks(folder: Path, cell: Cell) -> dict[str, str]:
+def _attacks(folder: Path, cell: Cell) -> dict[str, None]:
+    """Returns the attacks behind a cell with all their settings, in order."""
     found = {}
     for source in cell.sources:
         content = values.load(folder / source.evaluation.result)
         entry = source.entry(content) if content else None
-        if entry is not None and entry[1]["attack"] != "None":
-            found[entry[1]["scenario"]] = entry[1]["attack"]
+        if entry is None:
+            continue
+        names = entry[1].get("components", [source.row])
+        if "components" in entry[1]:
+            found[f"{entry[1]['scenario']}: of {', '.join(names)}"] = None
+        for other in content["columns"][source.column]:
+            named = other["scenario"] in names or other is entry[1]
+            if named and other["attack"] != "None":
+                found[_attack_line(other)] = None
     return found
+
+
+def _attack_line(entry: dict) -> str:
+    draws = entry.get("expectation", 1)
+    extra = f", expectation over {draws} draws" if draws > 1 else ""
+    return f"{entry['scenario']}: {entry['attack']}{extra}"
 
 
 def _table(header: Iterable[str], rows: list[list[str]]) -> str:

@@ -60,11 +60,14 @@ class Claim:
         text: What is compared, such as `"under PGD-7, PNI-W against its fair twin"`.
         ours: The cell that should be larger.
         other: The one that should be smaller.
+        judge: Whether the first being larger would show what the paper says; if not,
+            the two numbers are put side by side.
     """
 
     text: str
     ours: Cell
     other: Cell
+    judge: bool = True
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,7 +78,7 @@ class Table:
         study: The study, such as `"table2"`.
         title: Its heading.
         columns: Headings of the columns.
-        rows: Label and cells of each row; a text stands for itself.
+        rows: Label and cells of each row.
         claims: What the sentence below the table is about.
         note: What a reader needs to know of it.
     """

@@ -7,6 +7,8 @@ import math
 import statistics
 from pathlib import Path
 
+import scipy.stats
+
 from pni_tf.reproduce.tables import Cell, Claim
 
 
@@ -42,10 +44,12 @@ class Value:
     Attributes:
         seeds: Those of each training seed, at least one.
         percent: Whether it is a share.
+        wanted: Number of training seeds that were asked for.
     """
 
     seeds: tuple[SeedValue, ...]
     percent: bool
+    wanted: int
 
     @property
     def mean(self) -> float:
@@ -86,15 +90,18 @@ class Value:
             text += f" ± {format(factor * self.std_of_draws, form)}"
         if self.std_of_seeds is not None:
             text += f" (± {format(factor * self.std_of_seeds, form)})"
+        if len(self.seeds) < self.wanted:
+            text += f" [{len(self.seeds)} of {self.wanted} seeds]"
         return text
 
 
 def read(folder: Path, cell: Cell) -> Value | None:
     """Returns the number of a cell from the seeds that were run; None if none was."""
-    seeds = [
-        found for source in cell.sources if (found := _read_source(folder, source))
-    ]
-    return Value(seeds=tuple(seeds), percent=cell.percent) if seeds else None
+    found = (_read_source(folder, source) for source in cell.sources)
+    seeds = tuple(seed for seed in found if seed is not None)
+    if not seeds:
+        return None
+    return Value(seeds=seeds, percent=cell.percent, wanted=len(cell.sources))
 
 
 def paper_text(cell: Cell) -> str:
@@ -110,14 +117,25 @@ def sentence(folder: Path, claim: Claim) -> str:
     ours, other = read(folder, claim.ours), read(folder, claim.other)
     if ours is None or other is None:
         return f"{claim.text}: not run."
+    if not claim.judge:
+        papers = [paper_text(cell) for cell in (claim.ours, claim.other)]
+        known = f" (paper: {papers[0]} against {papers[1]})" if all(papers) else ""
+        return f"{claim.text}: {ours.text()} against {other.text()}{known}."
+    ours, other = _of_common_seeds(ours, other)
+    if ours is None:
+        return f"{claim.text}: not run."
     difference = 100 * (ours.mean - other.mean)
     error = 100 * math.sqrt(ours.variance + other.variance)
-    if difference > 2 * error:
+    count = len(ours.seeds)
+    limit = scipy.stats.t.ppf(0.975, 2 * count - 2) if count > 1 else 2.0
+    if difference > limit * error:
         verdict = "it holds"
-    elif difference < -2 * error:
+    elif difference < -limit * error:
         verdict = "the opposite holds"
     else:
         verdict = "no difference is shown"
+    if count == 1:
+        verdict += " (one training each)"
     paper = _paper_difference(claim)
     known = f"; paper {paper:+.2f}" if paper is not None else ""
     return (
@@ -163,6 +181,18 @@ def _load(path, stamp):
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
+
+
+def _of_common_seeds(*found):
+    common = set.intersection(*({seed.seed for seed in v.seeds} for v in found))
+    if not common:
+        return [None] * len(found)
+    return [
+        dataclasses.replace(
+            value, seeds=tuple(seed for seed in value.seeds if seed.seed in common)
+        )
+        for value in found
+    ]
 
 
 def _paper_difference(claim):

@@ -13,6 +13,9 @@ LOCATIONS = {
 }
 
 
+_NOISE_OFF = " The rows without PNI are the same networks with alpha = 0."
+
+
 def table1(build: Builder) -> list[Part]:
     paper = paper_results()["table1"]
     schemes = {
@@ -117,7 +120,7 @@ def table2(build: Builder) -> list[Part]:
                     text=f"Under {build.eot}, the same", ours=ours[3], other=other[3]
                 ),
                 Claim(
-                    text="In the worst case of the strong suite, the same",
+                    text="In the worst case of the strong suite (first seed), the same",
                     ours=ours[6],
                     other=other[6],
                 ),
@@ -128,19 +131,30 @@ def table2(build: Builder) -> list[Part]:
                     other=off[1],
                 ),
             ),
-            note=build.strict_note,
+            note=build.strict_note + _NOISE_OFF,
         )
     ]
 
 
+_PAPER_NAMES = {
+    "resnet20": "ResNet-20",
+    "resnet32": "ResNet-32",
+    "resnet20_width2": "ResNet-20 2×",
+}
+
+
 def table3(build: Builder) -> list[Part]:
     paper = paper_results()["table3"]["rows"]
-    papers = dict(paper)
+    papers, labels = dict(paper), dict.fromkeys(paper, "")
     if build.scale.name != "paper":  # other networks stand for the paper's
         order = ("resnet20", "resnet32", "resnet20_width2")
         papers = dict(
             zip(build.scale.networks, (paper[name] for name in order), strict=False)
         )
+        labels = {
+            network: f" (paper: {_PAPER_NAMES[name]})"
+            for network, name in zip(papers, order, strict=False)
+        }
     rows, claims = [], []
     for network, numbers in papers.items():
         pni = build.training("pni_w", network)
@@ -164,7 +178,8 @@ def table3(build: Builder) -> list[Part]:
             "PNI-W, without PNI": build.strict_cells(pni, column="noise off"),
         }
         for label in cells:
-            rows.append((f"{network}, {label}", (*cells[label], *strict[label])))
+            name = network + labels[network]
+            rows.append((f"{name}, {label}", (*cells[label], *strict[label])))
         claims += [
             Claim(
                 text=f"{network} under PGD-7 as in the paper, PNI-W against its twin",
@@ -184,6 +199,6 @@ def table3(build: Builder) -> list[Part]:
             columns=(*PAPER_COLUMNS, *build.strict_columns),
             rows=tuple(rows),
             claims=tuple(claims),
-            note=build.strict_note,
+            note=build.strict_note + _NOISE_OFF,
         )
     ]
