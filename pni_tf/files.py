@@ -46,8 +46,10 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def lock(directory: str | os.PathLike, what: str) -> Iterator[None]:
+def lock(directory: str | os.PathLike, what: str) -> Iterator[int]:
     """Keeps other processes from writing to a folder; one that dies lets go.
+
+    Yields the file descriptor: a child process that inherits it keeps the lock, too.
 
     Args:
         directory: The folder; its file `.lock` stays.
@@ -73,7 +75,7 @@ def lock(directory: str | os.PathLike, what: str) -> Iterator[None]:
             ) from error
         except OSError as error:
             logging.warning("%s: no lock on this file system (%s)", what, error)
-        yield
+        yield handle
     finally:
         os.close(handle)
 

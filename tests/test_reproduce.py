@@ -37,7 +37,7 @@ def commands(*options):
 def in_this_process(request, monkeypatch):
     """Runs them here instead, which is quick, but where a test needs processes."""
 
-    def run(command, log):
+    def run(command, log, lock):
         monkeypatch.setattr(sys, "argv", command[1:])
         try:
             fake_commands.main()
@@ -273,6 +273,30 @@ class TestRunner:
         while started.read_text() != "SIGTERM" and time.monotonic() < deadline:
             time.sleep(0.01)
         assert started.read_text() == "SIGTERM"
+
+    def test_a_job_keeps_the_lock_of_a_parent_that_is_gone(self, processes, tmp_path):
+        script = (
+            "import sys\n"
+            f"sys.path[:0] = [{str(FAKE.parents[1])!r}, {str(FAKE.parent)!r}]\n"
+            "from pni_tf.cli import reproduce\n"
+            "from pni_tf.reproduce import runner\n"
+            "from test_reproduce import commands\n"
+            "runner._command_of = commands('--hang=pni_w_seed0')\n"
+            "runner._end_with = lambda parent: None\n"  # as where there is no prctl
+            "sys.argv[1:] = ['--study=figure2', '--seeds=1', '--output_dir=out']\n"
+            "reproduce.run()\n"
+        )
+        argv = [sys.executable, "-c", script]
+        process = subprocess.Popen(argv, cwd=tmp_path, stdout=subprocess.DEVNULL)
+        started = tmp_path / "out/trainings/pni_w_seed0/started"
+        while not started.exists() and process.poll() is None:
+            time.sleep(0.01)
+        process.kill()
+        process.wait()
+        again = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True)
+        started.write_text("SIGTERM")
+        assert again.returncode == 2
+        assert "--output_dir=out is in use by another process" in again.stderr
 
 
 class TestCosts:

@@ -92,7 +92,7 @@ def main() -> int:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OSError(f"cannot write to --output_dir={root}: {error}") from error
-    with files.lock(root, f"--output_dir={root}"):
+    with files.lock(root, f"--output_dir={root}") as lock:
         costs = runner.Costs(root, jobs, runner.reference_costs(scale.name))
         left = [job for job in jobs if not Stamp(root, job).is_done]
         print(
@@ -105,7 +105,7 @@ def main() -> int:
                 for job in left:
                     print(runner.shell(job, root))
             else:
-                outcome = runner.run(jobs, root, costs, extra=_extra(given))
+                outcome = runner.run(jobs, root, costs, extra=_extra(given), lock=lock)
         finally:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it takes a second
             for study in set(parts) - set(studies):

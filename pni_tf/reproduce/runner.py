@@ -102,6 +102,7 @@ def run(
     costs: Costs,
     *,
     extra: dict[str, list[str]] | None = None,
+    lock: int | None = None,
     command_of: Callable[[str], list[str]] | None = None,
     show: Callable[[str], None] = print,
 ) -> Outcome:
@@ -115,6 +116,8 @@ def run(
         root: Folder of the reproduction.
         costs: Estimates what is left.
         extra: Further flags by command, which change no result.
+        lock: File descriptor of the folder's lock, which the jobs hold too: one whose
+            parent was killed may live a little longer.
         command_of: Returns how to start a command; for tests.
         show: Takes a line about each job.
     """
@@ -141,7 +144,7 @@ def run(
             show(f"failed: {job.title}: {outcome.failed[job]}")
             continue
         try:
-            reason = _run(command, stamp.log)
+            reason = _run(command, stamp.log, lock)
         except BaseException:
             stamp.write(done=False, seconds=time.monotonic() - begin)
             raise
@@ -163,7 +166,7 @@ def _command_of(command):
     return [sys.executable, "-m", f"pni_tf.cli.{command}"]
 
 
-def _run(command, log):
+def _run(command, log, lock):
     """Runs a command; returns None, or why it failed."""
     log.parent.mkdir(parents=True, exist_ok=True)
     path = os.pathsep.join(
@@ -179,6 +182,7 @@ def _run(command, log):
             stdout=file,
             stderr=file,
             env={**os.environ, "PYTHONPATH": path},
+            pass_fds=() if lock is None else (lock,),
             start_new_session=True,  # else Ctrl-C would reach it by itself too
             preexec_fn=_end_with(os.getpid()),
         )
@@ -186,7 +190,8 @@ def _run(command, log):
             status = process.wait()
         except BaseException:
             process.send_signal(signal.SIGTERM)
-            process.wait()  # it saves its state
+            print("Interrupted: the job saves its state", flush=True)
+            process.wait()
             raise
     if status == 0:
         return None
