@@ -413,6 +413,25 @@ class TestValues:
         )
 
 
+WORDS = {  # of a row, for the name of its training
+    "adversarial": "fair twin",
+    "vanilla": "no defence",
+    "pni_w_vanilla": "vanilla training",
+    "pni_w_without_noise_in_attack": "PNI not in attack",
+    "madry": "Madry",
+}
+
+
+def normal(text):
+    """Returns the name of a training or the label of a row in one form."""
+    for name in sorted(WORDS, key=len, reverse=True):
+        if re.fullmatch(rf"{name}(_resnet\w+)?", text):
+            text = WORDS[name]
+    text = text.lower().replace("pni in attack", "pni_w")
+    text = re.sub(r"_resnet\w+", "", text)
+    return re.sub(r"[^a-z]", "", text)
+
+
 def resolve(content, pointer):
     """Returns what a JSON pointer points to."""
     for key in pointer.split("/")[1:]:
@@ -443,7 +462,47 @@ def walk(folder):
     return count
 
 
+ROW_OF = {  # the scenario that a heading promises
+    "noise-off-crafted": "transfer from noise-free twin",
+    "strong suite, worst case (first seed)": "worst case",
+}
+
+
+def column_of(label, heading):
+    """The column of the evaluation that the label of a row promises."""
+    if heading.startswith("strong") and "fair twin" in label:
+        return "twin"
+    if "mean of" in label:
+        return "mean of 5 draws"
+    if "without PNI" in label:
+        return "noise off"
+    deterministic = ("fair twin", "no defence", "Madry")
+    return "model" if any(d in label for d in deterministic) else "noise on"
+
+
 class TestReport:
+    @pytest.mark.parametrize("study", ["table1", "table2", "table3", "table6"])
+    def test_cells_are_what_their_headings_say(self, study, tmp_path):
+        folder, _ = run(tmp_path, [study], 2)
+        (table,) = (p for p in parts_of(study, DIGITS, 2) if isinstance(p, Table))
+        lines = (folder / "report.md").read_text().splitlines()
+        place = lines.index("|  | " + " | ".join(table.columns) + " |")
+        shown = [line.strip("| ").split(" | ") for line in lines[place + 2 :]]
+        for (label, cells), (name, *texts) in zip(table.rows, shown, strict=False):
+            assert name == label
+            for heading, cell, text in zip(table.columns, cells, texts, strict=True):
+                for found in cell.sources:
+                    assert found.row == ROW_OF.get(heading, heading)
+                    assert found.field == "accuracy_mean"
+                    assert found.column == column_of(label, heading)
+                    kind = "ensemble" if "mean of" in label else "white_box"
+                    kind = "strong" if heading.startswith("strong") else kind
+                    assert found.evaluation.kind == kind
+                    defence = found.evaluation.training.name
+                    assert normal(defence) in normal(label) or kind == "strong"
+                first = text.split("<br>")[0]
+                assert first == (read(folder, cell).text() if cell.sources else "–")
+
     def test_every_number_is_in_a_file(self, tmp_path):
         folder, _ = run(tmp_path, STUDIES, 2)
         numbers = len(re.findall(r"\| \d+\.\d+ ", (folder / "report.md").read_text()))
