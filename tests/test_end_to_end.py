@@ -173,7 +173,8 @@ def attacked(folder, first):
     first.result()
     argv = (
         *("full/model.keras", *GIVEN, "--examples=40", "--batch_size=16", "--draws=2"),
-        *("--attacks=fgsm,pgd(steps=3),square(queries=5)", "--expectation=1"),
+        # The last one is long enough for the signals to come in time.
+        *("--attacks=fgsm,pgd(steps=3),square(queries=200)", "--expectation=1"),
         "--towards=next",
     )
     found = {"whole": run("evaluate", *argv, "--output_dir=whole", folder=folder)}
