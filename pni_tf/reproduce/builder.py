@@ -26,8 +26,8 @@ def paper_results() -> dict:
 class Builder:
     """Makes cells of a study."""
 
-    def __init__(self, study, scale, seeds):
-        self.study, self.scale, self.seeds = study, scale, seeds
+    def __init__(self, scale, seeds):
+        self.scale, self.seeds = scale, seeds
         self.eot = f"PGD-20 EOT-{scale.expectation}"
 
     def training(self, defence, network=None) -> tuple[Training, ...]:

@@ -37,7 +37,6 @@ def table6(build: Builder) -> list[Part]:
     pixeldp = build.training("pixeldp")[0]
     return [
         Table(
-            study=build.study,
             title="Table 6: competitors",
             columns=(*PAPER_COLUMNS, *build.strict_columns),
             rows=tuple(cells.items()),
@@ -60,7 +59,6 @@ def table6(build: Builder) -> list[Part]:
             "it. The paper compares networks of different architectures.",
         ),
         Listing(
-            study=build.study,
             title="Certified accuracy of PixelDP",
             evaluation=build.scale.evaluation("certify", pixeldp),
             entry="certificates",

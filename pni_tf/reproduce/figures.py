@@ -23,7 +23,6 @@ def figure1(build: Builder) -> list[Part]:
 
     return [
         Listing(
-            study=build.study,
             title="Figure 1: an adversarial example",
             evaluation=build.scale.evaluation("pictures", vanilla),
             entry="pictures",
@@ -38,7 +37,6 @@ def figure1(build: Builder) -> list[Part]:
 def figure2(build: Builder) -> list[Part]:
     return [
         Alphas(
-            study=build.study,
             title="Figure 2: noise coefficients during training",
             trainings={"PNI-W": build.training("pni_w")[:1]},
             figure=True,
@@ -64,7 +62,6 @@ def figure3(build: Builder) -> list[Part]:
     for kind, axis in (("epsilon", "by_epsilon"), ("steps", "by_steps")):
         parts.append(
             Curves(
-                study=build.study,
                 title=f"Figure 3: PGD over {kind}",
                 kind=kind,
                 evaluations=lines,

@@ -1,7 +1,7 @@
 """What a study needs to be run: calls of `bin/train` and of `bin/evaluate`."""
 
 import dataclasses
-import hashlib
+import functools
 import json
 from pathlib import Path
 
@@ -205,6 +205,12 @@ class Stamp:
         for needed in self.job.needs:
             path = self.root / needed.result
             if path.exists():
-                content = path.read_bytes()
-                digests[str(needed.path)] = hashlib.sha256(content).hexdigest()
+                digest = _digest(path, path.stat().st_mtime_ns)
+                digests[str(needed.path)] = digest
         return digests
+
+
+@functools.lru_cache(maxsize=1024)
+def _digest(path, changed):
+    """Returns the digest of a network, which is asked for many times in one plan."""
+    return files.file_digest(path, name=False)

@@ -42,7 +42,6 @@ def table4(build: Builder) -> list[Part]:
         ]
     return [
         Table(
-            study=build.study,
             title="Table 4: norm of the attack of Carlini and Wagner",
             columns=(
                 "L2 norm, the paper's settings",
@@ -111,7 +110,6 @@ def table5(build: Builder) -> list[Part]:
     )
     return [
         Table(
-            study=build.study,
             title="Table 5: black-box attacks",
             columns=(
                 "accuracy, A ⇒ B",
@@ -160,7 +158,6 @@ def table7(build: Builder) -> list[Part]:
 
     return [
         Listing(
-            study=build.study,
             title="Table 7: is the robustness of PNI-W real?",
             evaluation=build.scale.evaluation("checklist", pni, twin=twin),
             entry="checklist",

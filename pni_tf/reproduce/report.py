@@ -77,12 +77,11 @@ def write(
 
 
 def _copy_results(root, folder, job):
-    names = [job.result.name]
+    names, stamp = [job.result.name], Stamp(root, job)
     if not isinstance(job, Evaluation):
         names = ["history.csv", "flags.cfg"]
     for name in names:
         source, copy = root / job.path / name, folder / job.path / name
-        stamp = Stamp(root, job)
         if stamp.is_done and source.exists():
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, copy)

@@ -28,4 +28,4 @@ def parts_of(study: str, scale: Scale, seeds: int) -> list[Part]:
         scale: What to run it on.
         seeds: Number of training seeds, from 0 on.
     """
-    return _STUDIES[study](Builder(study, scale, range(seeds)))
+    return _STUDIES[study](Builder(scale, range(seeds)))

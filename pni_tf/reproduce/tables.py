@@ -75,7 +75,6 @@ class Table:
     """A table, or what belongs to one.
 
     Args:
-        study: The study, such as `"table2"`.
         title: Its heading.
         columns: Headings of the columns.
         rows: Label and cells of each row.
@@ -83,7 +82,6 @@ class Table:
         note: What a reader needs to know of it.
     """
 
-    study: str
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, tuple[Cell, ...]], ...]
@@ -102,14 +100,12 @@ class Alphas:
     """A table or a figure of the noise coefficients, from histories of trainings.
 
     Args:
-        study: The study.
         title: Its heading.
         trainings: Trainings of all seeds by heading.
         paper: The paper's values by heading and layer.
         figure: Whether to draw them over the epochs, instead of the last ones.
     """
 
-    study: str
     title: str
     trainings: dict[str, tuple[Training, ...]]
     paper: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
@@ -125,14 +121,12 @@ class Curves:
     """A figure of accuracy over epsilon or steps (Fig. 3), of the first seed.
 
     Args:
-        study: The study.
         title: Its heading.
         kind: `"epsilon"` or `"steps"`.
         evaluations: By the name of a line, the job and the column.
         paper: The paper's lines: x and y in percent.
     """
 
-    study: str
     title: str
     kind: str
     evaluations: dict[str, tuple[Evaluation, str]]
@@ -148,7 +142,6 @@ class Listing:
     """A part that one evaluation has made whole: checklist, certificates or pictures.
 
     Args:
-        study: The study.
         title: Its heading.
         evaluation: The job.
         entry: The entry of its `evaluation.json`.
@@ -157,7 +150,6 @@ class Listing:
         note: What a reader needs to know of it.
     """
 
-    study: str
     title: str
     evaluation: Evaluation
     entry: str

@@ -36,7 +36,6 @@ def table1(build: Builder) -> list[Part]:
         rows.append((label, cells[label]))
     return [
         Alphas(
-            study=build.study,
             title="Table 1, top: noise coefficient of each layer after training",
             trainings={
                 label: build.training(defence)
@@ -45,7 +44,6 @@ def table1(build: Builder) -> list[Part]:
             paper={label: paper["alpha"][name] for label, (_, name) in schemes.items()},
         ),
         Table(
-            study=build.study,
             title="Table 1, bottom: accuracy of these networks",
             columns=(*PAPER_COLUMNS, *build.strict_columns),
             rows=tuple(rows),
@@ -102,7 +100,6 @@ def table2(build: Builder) -> list[Part]:
     off = cells["PNI-W, without PNI"]
     return [
         Table(
-            study=build.study,
             title="Table 2: where the noise is",
             columns=(
                 *PAPER_COLUMNS,
@@ -194,7 +191,6 @@ def table3(build: Builder) -> list[Part]:
         ]
     return [
         Table(
-            study=build.study,
             title="Table 3: depth and width",
             columns=(*PAPER_COLUMNS, *build.strict_columns),
             rows=tuple(rows),
