@@ -2,7 +2,9 @@
 
 import contextlib
 import fcntl
+import functools
 import hashlib
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -84,6 +86,23 @@ def write_text(path: str | os.PathLike, content: str) -> None:
     """Writes a text file as UTF-8, whole or not at all (see `replacing`)."""
     with replacing(path) as scratch:
         scratch.write_text(content, encoding="utf-8")
+
+
+def read_json(path: str | os.PathLike) -> dict | None:
+    """Returns the object in a JSON file; None if there is none, or it is damaged."""
+    path = Path(path)
+    try:
+        status = path.stat()
+        return _read_json(path, (status.st_mtime_ns, status.st_ino, status.st_size))
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+@functools.lru_cache(maxsize=1024)
+def _read_json(path, version):
+    """Reads a file, once as long as it is the same version."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    return content if isinstance(content, dict) else None
 
 
 def file_digest(path: str | os.PathLike, *, name: bool = True) -> str:

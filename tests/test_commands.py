@@ -648,6 +648,9 @@ class TestEvaluateFlags:
             (["good.keras", *ON_DIGITS, "--certify_draws=0"], ["--certify_draws=0"]),
             (["good.keras", *ON_DIGITS, "--ensemble=0"], ["--ensemble=0"]),
             (["good.keras", *ON_DIGITS, "--ensemble=2"], ["needs a random network"]),
+            (["good.keras", *ON_DIGITS, "--columns=both"], ["--columns=both", "twin"]),
+            (["good.keras", *ON_DIGITS, "--columns="], ["--columns="]),
+            (["good.keras", *ON_DIGITS, "--columns=mean"], ["no mean", "has model"]),
             (["good.keras", *ON_DIGITS, "--norm=l1"], ["--norm=l1", "linf"]),
             (["good.keras", *ON_DIGITS, "--draws=0"], ["--draws=0"]),
             (["good.keras", *ON_DIGITS, "--draws=2147483648"], ["2147483648"]),
@@ -714,16 +717,41 @@ class TestEvaluateFlags:
             shares = certificate["certified_accuracy"].values()
             assert [float(cell) for cell in line[1:]] == [100 * s for s in shares]
 
-    def test_pictures(self, command, files, folder):
+    def test_columns_are_those_asked_for(self, command, files, folder):
+        """With the same numbers as among all of them."""
+        argv = (
+            *(files / "pixeldp.keras", *ON_DIGITS, "--examples=20", "--attacks=fgsm"),
+            *("--expectation=1", "--draws=2", "--ensemble=3"),
+        )
+        found = {}
+        for name, chosen in (("all", ()), ("some", ("--columns=mean,noise_off",))):
+            result = command(evaluate, *argv, *chosen, f"--output_dir={name}")
+            assert (result.status, result.err) == (0, "")
+            content = json.loads((folder / name / "evaluation.json").read_text())
+            found[name] = content["columns"]
+        assert list(found["some"]) == ["noise off", "mean of 3 draws"]
+        assert list(found["all"]) == ["noise on", *found["some"]]
+        for column, rows in found["some"].items():
+            for mine, among_all in zip(rows, found["all"][column], strict=True):
+                assert mine["accuracy_mean"] == among_all["accuracy_mean"]
+
+    def test_pictures(self, command, folder):
         """Images that are right before the attack and wrong behind it, with the
-        confidences that the network itself has."""
-        model = keras.saving.load_model(files / "good.keras")
-        test = data.load_dataset("digits", test_examples=60).test
+        confidences that the network itself has: it compares with the mean digits."""
+        dataset = data.load_dataset("digits", test_examples=60)
+        test, train = dataset.test, dataset.train
+        dense = layers.Dense(10)
+        model = keras.Sequential([keras.Input((8, 8, 1)), layers.Flatten(), dense])
+        means = np.stack(
+            [train.images_float()[train.labels == i].mean(0).ravel() for i in range(10)]
+        )
+        dense.set_weights([means.T, -((means**2).sum(1)) / 2])
+        model.save(folder / "means.keras")
         images, labels = test.images_float(), test.labels
         before = keras.ops.softmax(model(images)).numpy()
         argv = ("--attacks=pgd(steps=3)", "--pictures=2", "--examples=60")
         result = command(
-            evaluate, files / "good.keras", *ON_DIGITS, *argv, "--output_dir=out"
+            evaluate, folder / "means.keras", *ON_DIGITS, *argv, "--output_dir=out"
         )
         assert (result.status, result.err) == (0, "")
         with np.load(folder / "out/examples/model/pgd-3.npz") as file:

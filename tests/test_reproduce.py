@@ -17,6 +17,7 @@ import pytest
 from pni_tf.cli import evaluate, reproduce, train
 from pni_tf.reproduce import report, runner
 from pni_tf.reproduce.builder import paper_results
+from pni_tf.reproduce.costs import Costs, duration
 from pni_tf.reproduce.jobs import Stamp, Training, in_order
 from pni_tf.reproduce.scales import SCALES
 from pni_tf.reproduce.studies import STUDIES, parts_of
@@ -37,15 +38,22 @@ def commands(*options):
 def in_this_process(request, monkeypatch):
     """Runs them here instead, which is quick, but where a test needs processes."""
 
-    def run(command, log, lock):
-        monkeypatch.setattr(sys, "argv", command[1:])
-        try:
-            fake_commands.main()
-        except SystemExit as stop:
-            return stop.code.splitlines()[-1]
+    class Process:
+        has_ended = True
+
+        def __init__(self, command, log, **options):
+            self.reason = None
+            monkeypatch.setattr(sys, "argv", command[1:])
+            try:
+                fake_commands.main()
+            except SystemExit as stop:
+                self.reason = stop.code.splitlines()[-1]
+
+        def wait(self):
+            return self.reason
 
     if "processes" not in request.fixturenames:
-        monkeypatch.setattr(runner, "_run", run)
+        monkeypatch.setattr(runner, "Process", Process)
 
 
 @pytest.fixture
@@ -59,10 +67,18 @@ def jobs_of(studies, seeds=1, scale=None):
     return in_order([job for part in parts for job in part.jobs])
 
 
-def run(root, studies=("table2",), seeds=1, *options, show=lambda line: None):
+def run(
+    root, studies=("table2",), seeds=1, *options, show=lambda line: None, workers=1
+):
     jobs = jobs_of(studies, seeds)
-    costs = runner.Costs(root, jobs, {})
-    outcome = runner.run(jobs, root, costs, command_of=commands(*options), show=show)
+    outcome = runner.run(
+        jobs,
+        root,
+        Costs(root, jobs, {}),
+        workers=workers,
+        command_of=commands(*options),
+        show=show,
+    )
     parts = {study: parts_of(study, DIGITS, seeds) for study in studies}
     return report.write(root, DIGITS, parts, seeds, outcome), outcome
 
@@ -222,12 +238,55 @@ class TestRunner:
         assert not outcome.failed
         assert "not run" not in (folder / "report.md").read_text()
 
+    def test_a_result_that_was_damaged_is_made_again(self, tmp_path):
+        run(tmp_path)
+        result = tmp_path / "evaluations/pni_i_seed0/white_box/evaluation.json"
+        result.write_text(result.read_text()[:100])
+        jobs = jobs_of(["table2"])
+        left = [job.path for job in jobs if not Stamp(tmp_path, job).is_done]
+        assert [tmp_path / path for path in left] == [result.parent]
+
     def test_an_evaluation_alone_may_fail(self, tmp_path):
         _, outcome = run(tmp_path, ["table2"], 1, "--fail=pni_w_seed0/strong")
         assert [job.title for job in outcome.failed] == ["strong of pni_w, seed 0"]
         assert outcome.skipped == []
 
-    def test_interruption(self, processes, tmp_path):
+    def test_several_at_once(self, processes, monkeypatch, tmp_path):
+        """Never more than asked for, and none before what it needs."""
+        most, running, ended = 0, [], []
+
+        class Watched(runner.Process):
+            def __init__(self, command, log, **options):
+                nonlocal most
+                assert options["threads"] >= 1
+                super().__init__(command, log, **options)
+                assert {*needs[log.stem]} <= {*ended}
+                running.append(log.stem)
+                most = max(most, len(running))
+
+            def wait(self):
+                reason = super().wait()
+                done = self._log.stem
+                running.remove(done)
+                ended.append(done)
+                return reason
+
+        jobs = jobs_of(["table2"])
+        needs = {
+            Stamp(tmp_path, job).log.stem: [
+                Stamp(tmp_path, needed).log.stem for needed in job.needs
+            ]
+            for job in jobs
+        }
+        monkeypatch.setattr(runner, "Process", Watched)
+        folder, outcome = run(tmp_path, workers=3)
+        assert not outcome.failed
+        assert most == 3
+        assert sorted(ended) == sorted(needs)
+        assert "not run" not in (folder / "report.md").read_text()
+
+    @pytest.mark.parametrize("workers", [1, 2])
+    def test_interruption(self, workers, processes, tmp_path):
         """SIGTERM while a job runs: the job gets it too, and the rest can be done."""
         script = (
             "import signal, sys\n"
@@ -236,7 +295,8 @@ class TestRunner:
             "from test_reproduce import run\n"
             "def stop(*_): raise KeyboardInterrupt\n"
             "signal.signal(signal.SIGTERM, stop)\n"
-            f"run(Path({str(tmp_path)!r}), ['table2'], 1, '--hang=pni_a_a_seed0')\n"
+            f"run(Path({str(tmp_path)!r}), ['table2'], 1, '--hang=pni_a_a_seed0', "
+            f"workers={workers})\n"
         )
         process = subprocess.Popen(
             [sys.executable, "-c", script], stderr=subprocess.PIPE, text=True
@@ -249,7 +309,7 @@ class TestRunner:
         assert started.read_text() == "SIGTERM"
         jobs = jobs_of(["table2"])
         done = [job for job in jobs if Stamp(tmp_path, job).is_done]
-        assert 0 < len(done) < len(jobs)
+        assert workers - 1 <= len(done) < len(jobs)
         before = (tmp_path / "calls").read_text().splitlines()
         run(tmp_path)
         after = (tmp_path / "calls").read_text().splitlines()
@@ -279,10 +339,10 @@ class TestRunner:
             "import sys\n"
             f"sys.path[:0] = [{str(FAKE.parents[1])!r}, {str(FAKE.parent)!r}]\n"
             "from pni_tf.cli import reproduce\n"
-            "from pni_tf.reproduce import runner\n"
+            "from pni_tf.reproduce import processes, runner\n"
             "from test_reproduce import commands\n"
             "runner._command_of = commands('--hang=pni_w_seed0')\n"
-            "runner._end_with = lambda parent: None\n"  # as where there is no prctl
+            "processes._end_with = lambda parent: None\n"  # as where there is no prctl
             "sys.argv[1:] = ['--study=figure2', '--seeds=1', '--output_dir=out']\n"
             "reproduce.run()\n"
         )
@@ -304,7 +364,7 @@ class TestCosts:
         return DIGITS.training(name, seed)
 
     def test_a_job_that_is_done_tells_of_the_other_seeds(self, tmp_path):
-        costs = runner.Costs(tmp_path, [], {})
+        costs = Costs(tmp_path, [], {})
         assert costs.of(self.job()) is None
         costs.add(self.job(), 30.0)
         costs.add(self.job(seed=1), 50.0)
@@ -316,12 +376,16 @@ class TestCosts:
             "training pni_i": 8.0,
             "training madry": 5.0,
         }
-        costs = runner.Costs(tmp_path, [], reference)
+        costs = Costs(tmp_path, [], reference)
         assert costs.of(self.job("madry")) == 5.0
         costs.add(self.job("pni_w"), 60.0)  # three times as slow
         assert costs.of(self.job("madry")) == 15.0
         left = [self.job("madry"), self.job("pni_i"), self.job("vanilla")]
         assert costs.left(left) == "about 39 s and 1 jobs of unknown cost"
+
+    def test_several_jobs_at_once_take_less(self, tmp_path):
+        costs = Costs(tmp_path, [], {"training pni_w": 90.0}, workers=2)
+        assert costs.left([self.job()]) == "about 45 s"
 
     def test_seconds_of_interrupted_runs_count(self, tmp_path):
         stamp = Stamp(tmp_path, self.job())
@@ -334,7 +398,7 @@ class TestCosts:
         ("seconds", "words"), [(45, "45 s"), (720, "12 min"), (12600, "3.5 h")]
     )
     def test_duration(self, seconds, words):
-        assert runner.duration(seconds) == words
+        assert duration(seconds) == words
 
 
 def cells_of(folder, *columns, paper=(), **fields):

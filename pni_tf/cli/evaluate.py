@@ -34,6 +34,7 @@ NAMES = (
     *("fgsm", "pgd", "apgd-ce", "apgd-dlr", "apgd-t", "cw", "square", "zoo", "random"),
     *("transfer", "substitute"),
 )
+COLUMNS = ("model", "noise_on", "noise_off", "mean", "twin")
 _DEFAULT = {
     "linf": "fgsm,pgd(steps=7),pgd(steps=40)",
     "l2": "pgd(steps=7),pgd(steps=40)",
@@ -163,6 +164,13 @@ def define() -> None:
         upper_bound=16,
         module_name=ANALYSIS,
     )
+    flags.DEFINE_list(
+        "columns",
+        None,
+        "Columns of the table and lines of the curves, from: model or noise_on, "
+        "noise_off, mean (of --ensemble), twin; all that there are by default.",
+        module_name=ANALYSIS,
+    )
     flags.DEFINE_string(
         "twin",
         None,
@@ -247,6 +255,12 @@ def parse(model: str) -> SimpleNamespace:
             "--transfer_from must be a list of models. "
             f"Received: --transfer_from={','.join(sources)}"
         )
+    columns = given.columns
+    if columns is not None and not (columns and {*columns} <= {*COLUMNS}):
+        raise ValueError(
+            f"--columns must be from: {', '.join(COLUMNS)}. "
+            f"Received: --columns={','.join(columns)}"
+        )
     epsilons = given.epsilons
     if epsilons is None:
         epsilons = [earlier.get("epsilon", "")]
@@ -282,6 +296,7 @@ def parse(model: str) -> SimpleNamespace:
         certify=given.certify,
         certify_draws=given.certify_draws,
         pictures=given.pictures,
+        columns=columns,
         twin=given.twin and Path(given.twin),
         strategy=given.strategy,
         cpu_devices=given.cpu_devices,

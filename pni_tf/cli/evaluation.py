@@ -41,8 +41,8 @@ def evaluate(settings: SimpleNamespace, workers: Workers) -> None:
     # All are made before the first is run, so that a bad setting shows at once.
     planner = Planner(settings, sources, digests, images, held_out, workers)
     plans = {
-        name: planner.scenarios(name, target, identities[name])
-        for name, target in targets.items()
+        name: planner.scenarios(name, targets[name], identities[name])
+        for name in _chosen(settings, targets)
     }
     settings.output.mkdir(parents=True, exist_ok=True)
     lock = contextlib.nullcontext()
@@ -60,21 +60,20 @@ def evaluate(settings: SimpleNamespace, workers: Workers) -> None:
 
 def _outcome(settings, run, plans):
     """Does all that is planned."""
-    targets = run.targets
     columns = {name: run.scenarios(name, plan) for name, plan in plans.items()}
     columns = {
         name: results + worst_cases(results) for name, results in columns.items()
     }
     curves = {
-        kind: {name: run.curve(name, kind) for name in targets}
+        kind: {name: run.curve(name, kind) for name in plans}
         for kind in settings.curves
     }
     outcome = evaluation_output.Outcome(columns=columns, curves=curves)
     if settings.checklist:
-        outcome.checklist = run.checklist(next(iter(targets)))
+        outcome.checklist = run.checklist(next(iter(run.targets)))
     if run.workers.is_chief:
         if settings.certify:
-            outcome.certificates = run.certificates(next(iter(targets)))
+            outcome.certificates = run.certificates(next(iter(run.targets)))
         if settings.pictures:
             outcome.pictures = run.pictures(*next(iter(columns.items())))
     return outcome
@@ -233,6 +232,20 @@ def _load(settings, devices):
                 "network, trained without noise"
             )
     return targets, identities
+
+
+def _chosen(settings, targets):
+    """Returns the names of the targets that `--columns` asks for."""
+    if settings.columns is None:
+        return list(targets)
+    names = {name.split(" of ")[0].replace(" ", "_"): name for name in targets}
+    for column in settings.columns:
+        if column not in names:
+            raise ValueError(
+                f"--columns={','.join(settings.columns)}: there is no {column}; this "
+                f"evaluation has {', '.join(names)}"
+            )
+    return [name for short, name in names.items() if short in settings.columns]
 
 
 def _digest(path):

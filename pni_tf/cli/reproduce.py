@@ -60,6 +60,14 @@ def _define():
         "What readers of the report must know, such as of the data or the machine.",
         module_name=WORK,
     )
+    flags.DEFINE_integer(
+        "jobs",
+        None,
+        "Number of jobs to run at once, which share the CPU cores; by default one for "
+        "each core (8 at most) on digits, where jobs are small, and one otherwise.",
+        lower_bound=1,
+        module_name=MACHINE,
+    )
     flags.DEFINE_bool(
         "dry_run",
         False,
@@ -77,6 +85,7 @@ def _define():
 
 def main() -> int:
     from pni_tf.reproduce import report, runner
+    from pni_tf.reproduce.costs import Costs, reference_costs
     from pni_tf.reproduce.jobs import Stamp, in_order
     from pni_tf.reproduce.scales import SCALES
     from pni_tf.reproduce.studies import parts_of
@@ -93,7 +102,8 @@ def main() -> int:
     except OSError as error:
         raise OSError(f"cannot write to --output_dir={root}: {error}") from error
     with files.lock(root, f"--output_dir={root}") as lock:
-        costs = runner.Costs(root, jobs, runner.reference_costs(scale.name))
+        workers = given.jobs or _workers(scale)
+        costs = Costs(root, jobs, reference_costs(scale.name), workers)
         left = [job for job in jobs if not Stamp(root, job).is_done]
         print(
             f"{len(jobs)} jobs, {len(jobs) - len(left)} of them done. Left: "
@@ -105,7 +115,14 @@ def main() -> int:
                 for job in left:
                     print(runner.shell(job, root))
             else:
-                outcome = runner.run(jobs, root, costs, extra=_extra(given), lock=lock)
+                outcome = runner.run(
+                    jobs,
+                    root,
+                    costs,
+                    workers=workers,
+                    extra=_extra(given),
+                    lock=lock,
+                )
         finally:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it takes a second
             for study in set(parts) - set(studies):
@@ -143,6 +160,13 @@ def _note(root, note):
     if note:
         files.write_text(path, note)
     return note or (path.read_text(encoding="utf-8") if path.exists() else "")
+
+
+def _workers(scale):
+    """Returns how many jobs of a scale to run at once."""
+    from pni_tf.reproduce import runner
+
+    return min(runner.cpu_cores(), 8) if scale.small else 1
 
 
 def _extra(given):

@@ -3,9 +3,11 @@
 import dataclasses
 import functools
 import json
+import os
+import platform
 from pathlib import Path
 
-from pni_tf import files
+from pni_tf import __version__, files
 from pni_tf.cli.app import expand_flagfiles
 
 
@@ -150,11 +152,7 @@ class Stamp:
 
     def read(self) -> dict:
         """Returns what `write` wrote; nothing if there is none."""
-        try:
-            content = json.loads(self.path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return content if isinstance(content, dict) else {}
+        return files.read_json(self.path) or {}
 
     def write(self, *, done: bool, seconds: float) -> None:
         """Adds a run; `seconds` counts all of them, those that were interrupted too."""
@@ -163,6 +161,8 @@ class Stamp:
             "seconds": self.seconds + seconds,
             "arguments": self._arguments(),
             "inputs": self._inputs(),
+            "machine": f"pni_tf {__version__}, {os.cpu_count()} CPU cores "
+            f"({platform.machine()})",
         }
         self.path.parent.mkdir(parents=True, exist_ok=True)
         files.write_text(self.path, json.dumps(content, indent=2) + "\n")
@@ -181,10 +181,15 @@ class Stamp:
         content = self.read()
         return bool(
             content.get("done")
-            and (self.root / self.job.result).exists()
+            and _is_whole(self.root / self.job.result)
             and self._is_current(content)
             and all(Stamp(self.root, needed).is_done for needed in self.job.needs)
         )
+
+    @property
+    def machine(self) -> str:
+        """What it was run by and on, as far as that is known."""
+        return str(self.read().get("machine", ""))
 
     @property
     def has_other_settings(self) -> bool:
@@ -208,6 +213,13 @@ class Stamp:
                 digest = _digest(path, path.stat().st_mtime_ns)
                 digests[str(needed.path)] = digest
         return digests
+
+
+def _is_whole(path):
+    """Returns whether a result is there, and can be read if it is for reports."""
+    if path.suffix == ".json":
+        return files.read_json(path) is not None
+    return path.exists()
 
 
 @functools.lru_cache(maxsize=1024)

@@ -3,18 +3,17 @@
 import base64
 import html
 import json
-import os
-import platform
 import re
 import shutil
 from pathlib import Path
 
 import markdown
 
-from pni_tf import __version__, files
+from pni_tf import files
 from pni_tf.reproduce import sections
+from pni_tf.reproduce.costs import duration
 from pni_tf.reproduce.jobs import Evaluation, Stamp, in_order
-from pni_tf.reproduce.runner import Outcome, duration, shell
+from pni_tf.reproduce.runner import Outcome, shell
 from pni_tf.reproduce.scales import Scale
 from pni_tf.reproduce.tables import Part
 
@@ -92,11 +91,12 @@ def _copy_results(root, folder, job):
 def _head(root, scale, seeds, jobs, outcome, note):
     done = [job for job in jobs if Stamp(root, job).is_done]
     seconds = sum(Stamp(root, job).seconds for job in jobs)
+    machines = sorted({m for job in done if (m := Stamp(root, job).machine)})
     text = [
         f"# The paper's tables and figures: {scale.title}",
-        f"{scale.note} Training seeds: {', '.join(map(str, range(seeds)))}. pni_tf "
-        f"{__version__}, {os.cpu_count()} CPU cores ({platform.machine()}); "
-        f"{len(done)} of {len(jobs)} jobs are done, in {duration(seconds)}.",
+        f"{scale.note} Training seeds: {', '.join(map(str, range(seeds)))}. "
+        f"{len(done)} of {len(jobs)} jobs are done, in {duration(seconds)} together"
+        f"{' by ' if machines else ''}{' and '.join(machines)}.",
         note,
         "How to read a cell: mean ± standard deviation over single draws of the noise "
         "(± standard deviation over training seeds), in percent unless its column says "

@@ -40,6 +40,7 @@ class Scale:
         recipes: Flags by defence that replace `recipe` and those of `DEFENCES`.
         same: Defences that are another one under this recipe.
         studies: The studies that this scale has.
+        small: Whether its jobs are too small for several cores.
         seeds: Training seeds, unless `--seeds` says another number.
         evaluations: Flags of `bin/evaluate` by kind.
         expectation: Draws of the expectation over noise in these.
@@ -56,6 +57,7 @@ class Scale:
     recipes: Mapping[str, tuple[str, ...]]
     same: Mapping[str, str]
     studies: tuple[str, ...]
+    small: bool
     seeds: int
     evaluations: Mapping[str, tuple[str, ...]]
     expectation: int
@@ -150,6 +152,7 @@ DIGITS = _scale(
     recipes={},
     same={},
     studies=_ALL,
+    small=True,
     seeds=2,
     pgd7=0.04,
     budget={
@@ -174,6 +177,7 @@ CPU = _scale(
     recipes={},
     same={"madry": "adversarial"},
     studies=("table1", "table2", "table6", "figure1", "figure2", "figure3"),
+    small=False,
     seeds=1,
     pgd7=0.01,
     budget={
@@ -208,6 +212,7 @@ PAPER = _scale(
     },
     same={},
     studies=_ALL,
+    small=False,
     seeds=5,
     pgd7=0.01,
     budget={

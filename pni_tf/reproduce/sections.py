@@ -10,7 +10,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from pni_tf import plots
+from pni_tf import files, plots
 from pni_tf.reproduce import values
 from pni_tf.reproduce.tables import Alphas, Cell, Curves, Listing, Part, Table
 
@@ -130,7 +130,7 @@ def _(part: Alphas, root: Path, folder: Path, name: str) -> Section:
 def _(part: Curves, root: Path, folder: Path, name: str) -> Section:
     lines, attacks = {}, {}
     for label, (evaluation, column) in part.evaluations.items():
-        content = values.load(folder / evaluation.result) or {}
+        content = files.read_json(folder / evaluation.result) or {}
         curve = content.get("curves", {}).get(part.kind, {}).get(column, {})
         if curve:
             lines[label] = {float(x): entry for x, entry in curve.items()}
@@ -180,7 +180,7 @@ def _(part: Curves, root: Path, folder: Path, name: str) -> Section:
 
 @make.register
 def _(part: Listing, root: Path, folder: Path, name: str) -> Section:
-    content = values.load(folder / part.evaluation.result) or {}
+    content = files.read_json(folder / part.evaluation.result) or {}
     entry = content.get(part.entry)
     if not entry:
         return Section(lines=[_NOT_RUN.capitalize() + ".", part.note], content={})
@@ -292,7 +292,7 @@ def _attacks(folder: Path, cell: Cell) -> dict[str, None]:
     """Returns the attacks behind a cell with all their settings, in order."""
     found = {}
     for source in cell.sources:
-        content = values.load(folder / source.evaluation.result)
+        content = files.read_json(folder / source.evaluation.result)
         entry = source.entry(content) if content else None
         if entry is None:
             continue

@@ -1,14 +1,13 @@
 """Reads the numbers of cells, and says how sure they are."""
 
 import dataclasses
-import functools
-import json
 import math
 import statistics
 from pathlib import Path
 
 import scipy.stats
 
+from pni_tf import files
 from pni_tf.reproduce.tables import Cell, Claim
 
 
@@ -145,7 +144,7 @@ def sentence(folder: Path, claim: Claim) -> str:
 
 
 def _read_source(folder, source):
-    content = load(folder / source.evaluation.result)
+    content = files.read_json(folder / source.evaluation.result)
     found = source.entry(content) if content else None
     if found is None:
         return None
@@ -164,23 +163,6 @@ def _read_source(folder, source):
         pointer=f"{pointer}/{source.field}",
         one_minus=source.one_minus,
     )
-
-
-def load(path: Path) -> dict | None:
-    """Returns the content of a JSON file, None if there is none or it is damaged."""
-    try:
-        stamp = path.stat().st_mtime_ns
-    except OSError:
-        return None
-    return _load(path, stamp)
-
-
-@functools.lru_cache(maxsize=1024)
-def _load(path, stamp):
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
 
 
 def _of_common_seeds(*found):
