@@ -62,7 +62,15 @@ def evaluate(folder, draw, flags):
         "columns": {c: [entry(a, draw) for a in attacks] for c in COLUMNS},
         "curves": {k: dict.fromkeys(COLUMNS, curve) for k in ("epsilon", "steps")},
         "checklist": {"items": [item]},
-        "certificates": [{"method": "a bound", "certified_accuracy": {"0.1": 0.5}}],
+        "certificates": [
+            {
+                "method": "a bound",
+                "images": 100,
+                "draws": 1000,
+                "failure": 0.05,
+                "certified_accuracy": {"0": 0.8, "0.1": 0.5, "0.2": 0.3},
+            }
+        ],
         "pictures": [picture],
     }
     (folder / "evaluation.json").write_text(json.dumps(content))

@@ -1,5 +1,7 @@
 """Planning, running and reporting studies, with commands that only write files."""
 
+import collections
+import csv
 import dataclasses
 import json
 import re
@@ -16,11 +18,11 @@ import pytest
 
 from pni_tf.cli import evaluate, reproduce, train
 from pni_tf.reproduce import report, runner
-from pni_tf.reproduce.builder import paper_results
+from pni_tf.reproduce.builder import STRONG, paper_results
 from pni_tf.reproduce.costs import Costs, duration
 from pni_tf.reproduce.jobs import Stamp, Training, in_order
 from pni_tf.reproduce.scales import SCALES
-from pni_tf.reproduce.studies import STUDIES, parts_of
+from pni_tf.reproduce.studies import parts_of
 from pni_tf.reproduce.tables import Alphas, Cell, Claim, Curves, Source, Table
 from pni_tf.reproduce.values import read, sentence
 
@@ -85,7 +87,7 @@ def run(
 
 class TestPlan:
     def test_what_is_needed_comes_first_and_once(self):
-        jobs = jobs_of(STUDIES, seeds=2)
+        jobs = jobs_of(DIGITS.studies, seeds=2)
         assert len(jobs) == len(set(jobs))
         for i, job in enumerate(jobs):
             assert set(job.needs) <= set(jobs[:i])
@@ -136,7 +138,7 @@ class TestPaper:
     def test_every_number_of_the_paper_is_in_a_table(self):
         scale = SCALES["paper"]
         shown = []
-        for study in STUDIES:
+        for study in scale.studies:
             for part in parts_of(study, scale, 1):
                 if isinstance(part, Table):
                     shown += [cell.paper for _, row in part.rows for cell in row]
@@ -504,38 +506,80 @@ def resolve(content, pointer):
 
 
 def walk(folder):
-    """Checks every number of a report's tables; returns how many there are."""
+    """Checks every number of a report against the files; returns how many there are."""
     content = json.loads((folder / "report.json").read_text())
-    text = (folder / "report.md").read_text()
+    sections = re.split(r"^## ", (folder / "report.md").read_text(), flags=re.M)[1:]
+    counts = collections.Counter()
+    for part, text in zip(content["parts"], sections, strict=True):
+        assert text.startswith(f"{part['title']}\n")
+        assert all(f"- {sentence}" in text for sentence in part["sentences"])
+        if "columns" in part:
+            counts["cells"] += walk_table(folder, part, text)
+        elif "curves" in part:
+            for label, line in part["curves"].items():
+                file = json.loads((folder / part["files"][label]).read_text())
+                points = resolve(file, part["pointers"][label])
+                for (x, y), (place, entry) in zip(
+                    line.items(), points.items(), strict=True
+                ):
+                    assert float(x) == pytest.approx(float(place), rel=1e-4)
+                    assert y == entry["accuracy_mean"]
+                    assert f"{100 * y:.2f}" in text
+                    counts["points"] += 1
+        elif "pointer" in part:
+            file = json.loads((folder / part["file"]).read_text())
+            assert resolve(file, part["pointer"])
+            assert all(" | ".join(row) in text for row in part["rows"])
+            counts["listings"] += 1
+        elif "alphas" in part:
+            for layer, series in part["alphas"].items():
+                assert series == alphas(folder / part["file"], layer)
+                counts["series"] += 1
+        else:
+            for row in part["rows"]:
+                for label, found in row["alphas"].items():
+                    files = part["files"][label]
+                    last = [alphas(folder / f, row["layer"])[-1] for f in files]
+                    assert found == last
+                    assert f"{sum(last) / len(last):.3f}" in text
+                    counts["alphas"] += len(last)
+    return counts
+
+
+def alphas(path, layer):
+    with path.open(newline="") as file:
+        return [float(row[f"alpha/{layer}"]) for row in csv.DictReader(file)]
+
+
+def walk_table(folder, part, text):
     count = 0
-    for part in content["parts"]:
-        for row in part.get("rows", ()):
-            for cell in row.get("cells", ()) if isinstance(row, dict) else ():
-                if not cell or cell["value"] is None:
-                    continue
-                found = []
-                for seed in cell["seeds"]:
-                    numbers = json.loads((folder / seed["file"]).read_text())
-                    number = resolve(numbers, seed["pointer"])
-                    found.append(1 - number if seed["one_minus"] else number)
-                    assert seed["mean"] == found[-1]
-                mean = sum(found) / len(found)
-                assert cell["value"] == pytest.approx(mean, abs=1e-12)
-                assert f"{100 * mean:.2f}" in text or f"{mean:.3g}" in text
-                count += 1
+    for row in part["rows"]:
+        (line,) = {x for x in text.splitlines() if x.startswith(f"| {row['label']} | ")}
+        shown = line.removesuffix(" |").split(" | ")[1:]
+        for cell, shown_cell in zip(row["cells"], shown, strict=True):
+            if not cell or cell["value"] is None:
+                continue
+            found = []
+            for seed in cell["seeds"]:
+                numbers = json.loads((folder / seed["file"]).read_text())
+                number = resolve(numbers, seed["pointer"])
+                found.append(1 - number if seed["one_minus"] else number)
+                assert seed["mean"] == found[-1]
+            mean = sum(found) / len(found)
+            assert cell["value"] == pytest.approx(mean, abs=1e-12)
+            assert shown_cell.startswith((f"{100 * mean:.2f}", f"{mean:.3g}"))
+            count += 1
     return count
 
 
 ROW_OF = {  # the scenario that a heading promises
     "noise-off-crafted": "transfer from noise-free twin",
-    "strong suite, worst case (first seed)": "worst case",
+    STRONG: "worst case",
 }
 
 
-def column_of(label, heading):
+def column_of(label):
     """The column of the evaluation that the label of a row promises."""
-    if heading.startswith("strong") and "fair twin" in label:
-        return "twin"
     if "mean of" in label:
         return "mean of 5 draws"
     if "without PNI" in label:
@@ -558,20 +602,32 @@ class TestReport:
                 for found in cell.sources:
                     assert found.row == ROW_OF.get(heading, heading)
                     assert found.field == "accuracy_mean"
-                    assert found.column == column_of(label, heading)
-                    kind = "ensemble" if "mean of" in label else "white_box"
-                    kind = "strong" if heading.startswith("strong") else kind
+                    assert found.column == column_of(label)
+                    by_mean = "mean of" in label
+                    kind = "ensemble" if by_mean else "white_box"
+                    if heading == STRONG:
+                        kind = "strong_ensemble" if by_mean else "strong"
                     assert found.evaluation.kind == kind
                     defence = found.evaluation.training.name
-                    assert normal(defence) in normal(label) or kind == "strong"
+                    assert normal(defence) in normal(label)
                 first = text.split("<br>")[0]
                 assert first == (read(folder, cell).text() if cell.sources else "–")
 
     def test_every_number_is_in_a_file(self, tmp_path):
-        folder, _ = run(tmp_path, STUDIES, 2)
-        numbers = len(re.findall(r"\| \d+\.\d+ ", (folder / "report.md").read_text()))
-        assert 0 < walk(folder) <= numbers
-        assert "not run" not in (folder / "report.md").read_text()
+        folder, _ = run(tmp_path, DIGITS.studies, 2)
+        counts = walk(folder)
+        assert counts.keys() == {"cells", "points", "listings", "series", "alphas"}
+        assert "not run" not in (folder / "report.md").read_text().lower()
+
+    def test_each_cell_has_a_command(self, tmp_path):
+        folder, _ = run(tmp_path, ["table5"], 1)
+        text = (folder / "report.md").read_text()
+        block = text[text.index("# transfer_from_adversarial of pni_a_a, seed 0: ") :]
+        assert block.splitlines()[1:3] == [
+            "#   PNI-A-a: accuracy, A ⇒ B",
+            "#   PNI-A-a, without PNI: accuracy, A ⇒ B",
+        ]
+        assert block.splitlines()[3].startswith("bin/evaluate ")
 
     def test_what_was_not_run_says_so(self, tmp_path):
         run(tmp_path, ["table2"])
@@ -579,8 +635,9 @@ class TestReport:
         folder = report.write(tmp_path, DIGITS, parts, 1)
         text = (folder / "report.md").read_text()
         (rse,) = [line for line in text.splitlines() if line.startswith("| RSE")]
-        assert rse.count("not run") == 6
-        assert "In the worst case, PNI-W against RSE: not run." in text
+        assert rse.count("not run") == 7
+        words = "PNI-W against RSE, both by mean, under PGD-7 as in the paper: not run."
+        assert words in text
         (pni,) = [line for line in text.splitlines() if line.startswith("| PNI-W, sin")]
         assert "not run" not in pni
 
@@ -630,9 +687,27 @@ class TestCommand:
             in (tmp_path / "reproduction/digits/report/report.md").read_text()
         )
 
+    def test_chosen_networks(self, command, tmp_path):
+        flags = ["--networks=pni_w,adversarial", "--seeds=1", "--dry_run"]
+        result = command(
+            reproduce, "--study=table1,table2", *flags, f"--output_dir={tmp_path}"
+        )
+        assert result.status == 0
+        jobs = [line for line in result.out.splitlines() if line.startswith("bin/")]
+        folders = {re.search(r"(run|output)_dir=(\S+)", job)[2] for job in jobs}
+        assert {str(Path(path).relative_to(tmp_path)) for path in folders} == {
+            *("trainings/adversarial_seed0", "trainings/pni_w_seed0"),
+            *("evaluations/adversarial_seed0/white_box",),
+            *("evaluations/pni_w_seed0/white_box", "evaluations/pni_w_seed0/strong"),
+            *("evaluations/adversarial_seed0/strong",),
+        }
+
     @pytest.mark.parametrize(
         ("flags", "words"),
         [
+            (["--networks=pni_v"], ["--networks=pni_v", "pni_w_a_a"]),
+            (["--networks="], ["--networks="]),
+            (["--jobs=0"], ["jobs"]),
             (["--study=table8"], ["--study", "table8", "figure3"]),
             (["--study=table3", "--scale=cpu"], ["--scale=cpu has no table3"]),
             (["--study="], ["--study"]),

@@ -11,6 +11,8 @@ from pni_tf.evaluation.results import Result
 from pni_tf.evaluation.store import ResultStore
 from pni_tf.export import Target
 
+_CHUNK = 64  # images that are looked at together
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pictures:
@@ -94,25 +96,33 @@ def turned_around(
         return None
     with np.load(store.path(result.scenario.name), allow_pickle=False) as file:
         adversarial = file["images"]
-    wrong = np.flatnonzero(result.correct_share < 0.5)[: 4 * count]
-    if not len(wrong):
+    found = []
+    # Most that are wrong now were right before, so the first few nearly always do.
+    wrong = np.flatnonzero(result.correct_share < 0.5)
+    for part in np.split(wrong, range(_CHUNK, len(wrong), _CHUNK)):
+        before = _probabilities(target, images[part], draws)
+        after = _probabilities(target, adversarial[part], draws)
+        labels = result.labels[part]
+        turned = (before.argmax(-1) == labels) & (after.argmax(-1) != labels)
+        found += [
+            (part[i], labels[i], after[i].argmax(), before[i].max(), after[i].max())
+            for i in np.flatnonzero(turned)
+        ]
+        if len(found) >= count:
+            break
+    if not found:
         return None
-    before = _probabilities(target, images[wrong], draws)
-    after = _probabilities(target, adversarial[wrong], draws)
-    labels = result.labels[wrong]
-    kept = (before.argmax(-1) == labels) & (after.argmax(-1) != labels)
-    kept = np.flatnonzero(kept)[:count]
-    if not len(kept):
-        return None
-    indices = wrong[kept]
+    indices, labels, predictions, *confidences = map(
+        np.array, zip(*found[:count], strict=True)
+    )
     return Pictures(
         attack=result.scenario.name,
         indices=indices,
         images=images[indices],
         adversarial=adversarial[indices],
-        labels=labels[kept],
-        predictions=after[kept].argmax(-1),
-        confidences=(before[kept].max(-1), after[kept].max(-1)),
+        labels=labels,
+        predictions=predictions,
+        confidences=tuple(confidences),
     )
 
 

@@ -41,6 +41,13 @@ def _define():
         "networks and recipe, for GPUs.",
         module_name=WORK,
     )
+    flags.DEFINE_list(
+        "networks",
+        None,
+        "Only what needs no others than these, by the names in the folder trainings/ "
+        "without the seed, such as vanilla,adversarial,pni_w; all by default.",
+        module_name=WORK,
+    )
     flags.DEFINE_integer(
         "seeds",
         None,
@@ -86,7 +93,7 @@ def _define():
 def main() -> int:
     from pni_tf.reproduce import report, runner
     from pni_tf.reproduce.costs import Costs, reference_costs
-    from pni_tf.reproduce.jobs import Stamp, in_order
+    from pni_tf.reproduce.jobs import Stamp
     from pni_tf.reproduce.scales import SCALES
     from pni_tf.reproduce.studies import parts_of
 
@@ -96,7 +103,7 @@ def main() -> int:
     root = Path(given.output_dir or f"reproduction/{scale.name}")
     seeds = given.seeds or scale.seeds
     parts = {study: parts_of(study, scale, seeds) for study in scale.studies}
-    jobs = in_order([job for s in studies for part in parts[s] for job in part.jobs])
+    jobs = _jobs(given.networks, [part for s in studies for part in parts[s]])
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -152,6 +159,22 @@ def _studies(names: list[str], scale) -> list[str]:
                 f"--scale={scale.name} has no {name}; it has {', '.join(scale.studies)}"
             )
     return [study for study in scale.studies if study in names]
+
+
+def _jobs(networks, parts):
+    """Returns what the parts need, as far as it needs only these networks."""
+    from pni_tf.reproduce.jobs import Training, in_order
+
+    jobs = in_order([job for part in parts for job in part.jobs])
+    if networks is None:
+        return jobs
+    known = dict.fromkeys(job.name for job in jobs if isinstance(job, Training))
+    if not networks or not {*networks} <= {*known}:
+        raise ValueError(
+            f"--networks must be from those that the studies need: {', '.join(known)}. "
+            f"Received: --networks={','.join(networks)}"
+        )
+    return [job for job in jobs if {t.name for t in job.needs or (job,)} <= {*networks}]
 
 
 def _note(root, note):

@@ -8,11 +8,13 @@ from pni_tf.reproduce.jobs import Training
 from pni_tf.reproduce.tables import Cell, Source
 
 PAPER_COLUMNS = ("clean", "PGD-7", "FGSM")
+STRONG = "strong suite, worst case (first seed)"
 _STRICT_NOTE = (
     "The columns behind FGSM are a stricter evaluation than the paper's. EOT-{k}: the "
     "attack averages over {k} draws of the noise. Noise-off-crafted: examples made "
     "without the noise, scored with it. Worst case: for each image the attack that "
-    "does best, of all in this table but the strong suite."
+    "does best, of all in this table but the strong suite. Strong suite: the "
+    "per-example union of the attacks of `--suite=strong`, each in expectation."
 )
 
 
@@ -80,33 +82,28 @@ class Builder:
         )
 
     def strict_cells(self, trainings, **where) -> tuple[Cell, ...]:
-        """Returns PGD-20 in expectation, noise-off-crafted and the worst case."""
+        """Returns PGD-20 in expectation, noise-off-crafted and the worst cases."""
         random = trainings[0].random and where.get("column") != "noise off"
-        crafted = Cell()
-        if random:
-            crafted = self.cell(trainings, "transfer from noise-free twin", **where)
         return (
             self.cell(trainings, self.eot, **where),
-            crafted,
+            self.crafted_cell(trainings, **where) if random else Cell(),
             self.cell(trainings, "worst case", **where),
+            self.strong_cell(trainings, **where),
         )
 
-    def strong_cell(self, defence, *, column=None) -> Cell:
+    def crafted_cell(self, trainings, **where) -> Cell:
+        """Returns the accuracy on examples that were made without the noise."""
+        return self.cell(trainings, "transfer from noise-free twin", **where)
+
+    def strong_cell(self, trainings, *, kind="white_box", column=None) -> Cell:
         """Returns the worst case of the strong suite, of the first seed."""
-        others = {}
-        if defence in ("adversarial", "pni_w"):  # which are attacked together
-            others = {"twin": self.training("adversarial")}
-        if defence == "adversarial":
-            defence, column = "pni_w", "twin"
-        trainings = self.training(defence)
-        return self.cell(
-            trainings, "worst case", kind="strong", column=column, first=True, **others
-        )
+        kind = "strong_ensemble" if kind == "ensemble" else "strong"
+        return self.cell(trainings, "worst case", kind=kind, column=column, first=True)
 
     @property
     def strict_columns(self) -> tuple[str, ...]:
         """The headings of `strict_cells`."""
-        return (self.eot, "noise-off-crafted", "worst case")
+        return (self.eot, "noise-off-crafted", "worst case", STRONG)
 
     @property
     def strict_note(self) -> str:

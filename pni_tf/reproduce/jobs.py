@@ -81,9 +81,15 @@ class Evaluation:
     command = "evaluate"
 
     @property
+    def name(self) -> str:
+        """The kind, and what was transferred from."""
+        sources = [t.name for flag, t in self.others if flag == "transfer_from"]
+        return "_from_".join([self.kind, *sources])
+
+    @property
     def key(self) -> str:
         """What has about the same cost."""
-        return f"{self.kind} of {self.training.name}"
+        return f"{self.name} of {self.training.name}"
 
     @property
     def title(self) -> str:
@@ -92,7 +98,7 @@ class Evaluation:
     @property
     def path(self) -> Path:
         """Its folder, below that of the reproduction."""
-        return Path("evaluations", self.training.path.name, self.kind)
+        return Path("evaluations", self.training.path.name, self.name)
 
     @property
     def needs(self) -> tuple[Training, ...]:

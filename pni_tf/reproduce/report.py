@@ -15,7 +15,7 @@ from pni_tf.reproduce.costs import duration
 from pni_tf.reproduce.jobs import Evaluation, Stamp, in_order
 from pni_tf.reproduce.runner import Outcome, shell
 from pni_tf.reproduce.scales import Scale
-from pni_tf.reproduce.tables import Part
+from pni_tf.reproduce.tables import Part, Table
 
 _STYLE = """
 body { font-family: sans-serif; max-width: 75em; margin: 2em auto; padding: 0 1em; }
@@ -117,19 +117,32 @@ def _head(root, scale, seeds, jobs, outcome, note):
 
 def _details(root, part, attacks):
     """Returns settings, costs and commands, to be unfolded."""
-    rows = list(attacks)
-    commands = []
+    settings, commands, cells = list(attacks), [], _cells_by_job(part)
     for job in in_order(part.jobs):
         stamp = Stamp(root, job)
         cost = duration(stamp.seconds) if stamp.is_done else "not run"
-        commands.append(f"# {job.title}: {cost}\n{shell(job, root)}")
-    blocks = [rows, commands] if rows else [commands]
-    inner = "".join(f"<pre>{html.escape(_lines(block))}</pre>" for block in blocks)
+        gives = [
+            f"#   {label}: {', '.join(columns)}"
+            for label, columns in cells.get(job, {}).items()
+        ]
+        commands.append("\n".join([f"# {job.title}: {cost}", *gives, shell(job, root)]))
+    inner = "".join(
+        f"<pre>{html.escape(chr(10).join(block))}</pre>"
+        for block in (settings, commands)
+        if block
+    )
     return f"<details><summary>Settings, costs and commands</summary>{inner}</details>"
 
 
-def _lines(block):
-    return "\n".join(block)
+def _cells_by_job(part):
+    """Returns by job and label of a row the columns whose cells the job gives."""
+    found = {}
+    for label, cells in part.rows if isinstance(part, Table) else ():
+        for column, cell in zip(part.columns, cells, strict=True):
+            for source in cell.sources:
+                rows = found.setdefault(source.evaluation, {})
+                rows.setdefault(label, []).append(column)
+    return found
 
 
 def _job(root, job, outcome):
@@ -137,6 +150,7 @@ def _job(root, job, outcome):
     return {
         "title": job.title,
         "key": job.key,
+        "result": str(job.result),
         "done": stamp.is_done,
         "seconds": round(stamp.seconds, 1),
         "command": shell(job, root),

@@ -24,6 +24,7 @@ DEFENCES = {
     "rse": ("--noise=rse", "--noadversarial", "--epoch_delay=0"),
     "pixeldp": ("--noise=pixeldp", "--noadversarial", "--epoch_delay=0"),
 }
+_WITH_TRANSFER = ("white_box", "ensemble", "mnist")
 _DETERMINISTIC = ("vanilla", "adversarial", "madry")
 
 
@@ -83,13 +84,13 @@ class Scale:
         self, kind: str, training: Training, **others: Training
     ) -> Evaluation:
         """Returns an evaluation; `others` are networks by the flag that takes them."""
-        flags = self.evaluations[kind.partition(" ")[0]]
-        if kind in ("white_box", "ensemble") and training.random:
+        flags = self.evaluations[kind]
+        if kind in _WITH_TRANSFER and training.random:
             # A deterministic network has no noise-free twin to transfer from.
             attacks = next(flag for flag in flags if flag.startswith("--attacks="))
             flags = tuple(f"{f},transfer" if f == attacks else f for f in flags)
         return Evaluation(
-            kind=kind.replace(" ", "_"),
+            kind=kind,
             training=training,
             flags=flags,
             others=tuple(others.items()),
@@ -118,20 +119,27 @@ def _scale(*, pgd7: float, budget: Mapping[str, tuple[str, ...]], **fields) -> S
     short_cw = "cw(initial_const=0.01,learning_rate=5e-4,steps=10)"
     long_cw = f"cw(steps={fields['cw_steps']},expectation={draws})"
     curves = ("--attacks=", "--curves=epsilon,steps")
+    mean = (f"--ensemble={fields['ensemble']}", "--columns=mean")
     evaluations = {
         "white_box": (white,),
-        "ensemble": (white, f"--ensemble={fields['ensemble']}"),
+        "ensemble": (white, *mean),
         "strong": ("--suite=strong", expectation),
+        # The mean is an expectation already.
+        "strong_ensemble": ("--suite=strong", "--expectation=1", *mean),
+        "mnist": (
+            "--attacks=fgsm,pgd(steps=40,step_size=0.01),"
+            f"pgd(steps=100,expectation={draws})",
+        ),
         "cw": (f"--attacks={short_cw},{long_cw}",),
         "transfer": (f"--attacks=transfer(steps=7,step_size={pgd7})",),
         "zoo": (f"--attacks=zoo(iterations={fields['zoo_iterations']})",),
         "checklist": ("--attacks=", "--checklist", expectation),
         "curves": (*curves, "--expectation=1"),
-        "curves_in_expectation": (*curves, expectation),
+        "curves_in_expectation": (*curves, expectation, "--columns=noise_on"),
         "certify": ("--attacks=", "--certify"),
         "pictures": (f"--attacks={pgd}", "--pictures=1"),
     }
-    for kind in ("white_box", "ensemble", "cw", "transfer", "zoo", "pictures"):
+    for kind in (*_WITH_TRANSFER, "cw", "transfer", "zoo", "pictures"):
         evaluations[kind] += ("--expectation=1",)
     for kind, flags in budget.items():
         names = {flag.partition("=")[0] for flag in flags}
@@ -156,7 +164,9 @@ DIGITS = _scale(
     seeds=2,
     pgd7=0.04,
     budget={
-        "strong": ("--examples=128", "--expectation=5"),
+        "strong": ("--examples=120", "--expectation=5"),
+        "strong_ensemble": ("--examples=120",),
+        "curves_in_expectation": ("--examples=120",),
         "cw": ("--examples=90",),
         "zoo": ("--examples=30",),
         "checklist": ("--examples=90",),
@@ -173,15 +183,17 @@ CPU = _scale(
     name="cpu",
     title="CIFAR-10, resnet20, a recipe for 2 CPU cores",
     recipe=("--flagfile=configs/cpu.cfg",),
-    networks={"resnet20": ()},
+    networks={"resnet20": (), "mnist": ("--flagfile=configs/cpu_mnist.cfg",)},
     recipes={},
     same={"madry": "adversarial"},
-    studies=("table1", "table2", "table6", "figure1", "figure2", "figure3"),
+    studies=(*("table1", "table2", "table6", "mnist"), *_ALL[7:]),
     small=False,
     seeds=1,
     pgd7=0.01,
     budget={
         "strong": ("--examples=256",),
+        "strong_ensemble": ("--examples=256",),
+        "mnist": ("--examples=1000",),
         "certify": ("--examples=256",),
         "curves": ("--examples=1000",),
         "curves_in_expectation": ("--examples=256",),

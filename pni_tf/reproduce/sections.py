@@ -59,7 +59,7 @@ def _(part: Table, root: Path, folder: Path, name: str) -> Section:
     return Section(
         lines=[
             _table(["", *part.columns], rows),
-            " ".join(sentences),
+            _bullets(sentences),
             f"{part.note} {_sizes(folder, part)}",
         ],
         content={
@@ -111,7 +111,7 @@ def _(part: Alphas, root: Path, folder: Path, name: str) -> Section:
     return Section(
         lines=[
             _table(["layer", *histories], rows),
-            sentence,
+            _bullets([sentence]),
             "Magnitude of alpha after the last epoch (± standard deviation over "
             "training seeds).",
         ],
@@ -159,10 +159,12 @@ def _(part: Curves, root: Path, folder: Path, name: str) -> Section:
     ]
     missing = [label for label in part.evaluations if label not in lines]
     rows += [[label, *[_NOT_RUN] * max(len(places), 1)] for label in missing]
+    sentences = _of_curves(part, lines)
     return Section(
         lines=[
             _save(figure, folder, name, part.title),
             _table([part.kind, *(f"{x:.3g}" for x in places or [0])], rows),
+            _bullets(sentences),
             "Accuracy in percent under PGD with the step 2.5 × epsilon / steps (over "
             "epsilon 20 steps), first seed. Dashed: the paper's ResNet-18, whose step "
             f"stays 0.01 (over epsilon 7 steps). Images: {', '.join(sizes) or 'none'}.",
@@ -173,9 +175,31 @@ def _(part: Curves, root: Path, folder: Path, name: str) -> Section:
                 for label, points in lines.items()
             },
             "files": {label: str(part.evaluations[label][0].result) for label in lines},
+            "pointers": {
+                label: f"/curves/{part.kind}/{part.evaluations[label][1]}"
+                for label in lines
+            },
+            "sentences": sentences,
         },
         attacks=attacks,
     )
+
+
+def _of_curves(part, lines):
+    """Says what the ends of the lines show."""
+    if not all(label in lines for label in part.compared):
+        return [f"{' against '.join(part.compared)}: not run."]
+    ours, other = (lines[label] for label in part.compared)
+    names = " against ".join(part.compared)
+    above = sum(ours[x]["accuracy_mean"] > other[x]["accuracy_mean"] for x in ours)
+    sentences = [
+        f"{names}: above it at {above} of {len(ours)} points, of which none is judged "
+        "by itself."
+    ]
+    last = max(ours)
+    ends = [f"{label} {_point(points[last])}" for label, points in lines.items()]
+    sentences.append(f"At {part.kind} {last:g}: {', '.join(ends)}.")
+    return sentences
 
 
 @make.register
@@ -183,9 +207,12 @@ def _(part: Listing, root: Path, folder: Path, name: str) -> Section:
     content = files.read_json(folder / part.evaluation.result) or {}
     entry = content.get(part.entry)
     if not entry:
-        return Section(lines=[_NOT_RUN.capitalize() + ".", part.note], content={})
+        # Such as pictures, where the attack has turned no image.
+        words = "The evaluation found none." if content else _NOT_RUN.capitalize() + "."
+        return Section(lines=[words, part.note], content={})
     header, *rows = part.lines(entry)
-    lines = [_table(header, rows), part.note]
+    sentences = part.summary(entry)
+    lines = [_table(header, rows), _bullets(sentences), part.note]
     if part.picture is not None and (root / part.picture_path).exists():
         path = folder / "figures" / f"{name}.png"
         shutil.copyfile(root / part.picture_path, path)
@@ -196,6 +223,7 @@ def _(part: Listing, root: Path, folder: Path, name: str) -> Section:
             "rows": rows,
             "file": str(part.evaluation.result),
             "pointer": f"/{part.entry}",
+            "sentences": sentences,
         },
     )
 
@@ -205,13 +233,22 @@ def _alpha_figure(part, histories, folder, name):
     if not history:
         return Section(lines=[_NOT_RUN.capitalize() + "."], content={})
     front = dict(list(history.items())[:5])
+    late = [abs(a[-1] - a[3 * len(a) // 4 - 1]) for a in front.values()]
+    sentence = (
+        "After the last epoch alpha lies between "
+        f"{min(a[-1] for a in front.values()):.3f} and {_last_of(front):.3f}; in the "
+        f"last quarter of the epochs it moves by {max(late):.3f} at most. In the paper "
+        "it settles above zero in the front layers."
+    )
     return Section(
         lines=[
             _save(plots.plot_alphas(front), folder, name, part.title),
+            _bullets([sentence]),
             "Magnitude of alpha in the five front layers, first seed.",
         ],
         content={
             "alphas": front,
+            "sentences": [sentence],
             "file": str(next(iter(part.trainings.values()))[0].path / "history.csv"),
         },
     )
@@ -317,6 +354,10 @@ def _table(header: Iterable[str], rows: list[list[str]]) -> str:
     return "\n".join(
         "| " + " | ".join(t.replace("|", "\\|") for t in line) + " |" for line in lines
     )
+
+
+def _bullets(sentences):
+    return "\n".join(f"- {sentence}" for sentence in sentences)
 
 
 def _save(figure, folder, name, title):

@@ -13,6 +13,7 @@ _STUDIES = {
     "table5": other_attacks.table5,
     "table6": competitors.table6,
     "table7": other_attacks.table7,
+    "mnist": white_box.mnist,
     "figure1": figures.figure1,
     "figure2": figures.figure2,
     "figure3": figures.figure3,

@@ -124,12 +124,14 @@ class Curves:
         title: Its heading.
         kind: `"epsilon"` or `"steps"`.
         evaluations: By the name of a line, the job and the column.
+        compared: Two lines, of which the paper says that the first is above.
         paper: The paper's lines: x and y in percent.
     """
 
     title: str
     kind: str
     evaluations: dict[str, tuple[Evaluation, str]]
+    compared: tuple[str, str]
     paper: dict[str, tuple[list[float], list[float]]]
 
     @property
@@ -146,6 +148,7 @@ class Listing:
         evaluation: The job.
         entry: The entry of its `evaluation.json`.
         lines: Returns a header and rows of texts from that entry.
+        summary: Returns sentences that say what they show.
         picture: A figure of the evaluation, without its ending.
         note: What a reader needs to know of it.
     """
@@ -154,6 +157,7 @@ class Listing:
     evaluation: Evaluation
     entry: str
     lines: Callable[[object], list[list[str]]]
+    summary: Callable[[object], list[str]]
     picture: str | None = None
     note: str = ""
 

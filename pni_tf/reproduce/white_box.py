@@ -1,7 +1,12 @@
 """Tables 1, 2 and 3: accuracy under the paper's attacks, and under stricter ones."""
 
-from pni_tf.reproduce.builder import PAPER_COLUMNS, Builder, paper_results
-from pni_tf.reproduce.tables import Alphas, Claim, Part, Table
+from pni_tf.reproduce.builder import (
+    PAPER_COLUMNS,
+    STRONG,
+    Builder,
+    paper_results,
+)
+from pni_tf.reproduce.tables import Alphas, Cell, Claim, Part, Table
 
 LOCATIONS = {
     "PNI-W": "pni_w",
@@ -11,9 +16,43 @@ LOCATIONS = {
     "PNI-W+A-a": "pni_w_a_a",
     "PNI-W+A-b": "pni_w_a_b",
 }
+_PAPER_NAMES = {
+    "resnet20": "ResNet-20",
+    "resnet32": "ResNet-32",
+    "resnet20_width2": "ResNet-20 2×",
+}
+NOISE_OFF = " The rows without PNI are the same networks with alpha = 0."
+# Columns of a row, behind its label.
+_PGD7, _EOT, _WORST, _STRONG = 1, 3, 5, 6
 
 
-_NOISE_OFF = " The rows without PNI are the same networks with alpha = 0."
+def row(build: Builder, trainings, paper=None, **where) -> tuple:
+    """Returns a row of the paper's columns and of the strict ones."""
+    return (
+        *build.paper_cells(trainings, paper, **where),
+        *build.strict_cells(trainings, **where),
+    )
+
+
+def compare(what: str, ours: tuple, other: tuple, *columns: int) -> list[Claim]:
+    """Returns claims that one row is above another.
+
+    Args:
+        what: Says so, such as `"PNI-W against its fair twin"`.
+        ours: The row that should be above.
+        other: The other one.
+        *columns: Where; by default as the paper does and as strictly as can be.
+    """
+    names = {
+        _PGD7: "under PGD-7 as in the paper",
+        _EOT: "under PGD in expectation",
+        _WORST: "in the worst case",
+        _STRONG: "in the worst case of the strong suite (first seed)",
+    }
+    return [
+        Claim(text=f"{what}, {names[i]}", ours=ours[i], other=other[i])
+        for i in columns or (_PGD7, _STRONG)
+    ]
 
 
 def table1(build: Builder) -> list[Part]:
@@ -26,14 +65,12 @@ def table1(build: Builder) -> list[Part]:
         ),
         "PNI in attack": ("pni_w", "adversarial_training_with_pni_in_attack"),
     }
-    rows, cells = [], {}
+    rows = {"fair twin (no noise)": row(build, build.training("adversarial"))}
     for label, (defence, name) in schemes.items():
         trainings = build.training(defence)
-        cells[label] = (
-            *build.paper_cells(trainings, paper["accuracy"][name]),
-            *build.strict_cells(trainings),
-        )
-        rows.append((label, cells[label]))
+        rows[label] = row(build, trainings, paper["accuracy"][name])
+        rows[f"{label}, without PNI"] = row(build, trainings, column="noise off")
+    with_noise, without_noise = rows["PNI in attack"], rows["PNI not in attack"]
     return [
         Alphas(
             title="Table 1, top: noise coefficient of each layer after training",
@@ -46,98 +83,47 @@ def table1(build: Builder) -> list[Part]:
         Table(
             title="Table 1, bottom: accuracy of these networks",
             columns=(*PAPER_COLUMNS, *build.strict_columns),
-            rows=tuple(rows),
+            rows=tuple(rows.items()),
             claims=(
-                Claim(
-                    text="Under PGD-7 as in the paper, noise in the attack of the "
-                    "training against none there",
-                    ours=cells["PNI in attack"][1],
-                    other=cells["PNI not in attack"][1],
+                *compare(
+                    "Noise in the attack of the training against none there",
+                    *(with_noise, without_noise, _PGD7, _WORST, _STRONG),
                 ),
-                Claim(
-                    text="In the worst case, the same",
-                    ours=cells["PNI in attack"][5],
-                    other=cells["PNI not in attack"][5],
+                *compare(
+                    "Noise in the attack of the training against the fair twin",
+                    *(with_noise, rows["fair twin (no noise)"], _PGD7, _WORST, _STRONG),
                 ),
             ),
-            note=build.strict_note,
+            note=build.strict_note + NOISE_OFF,
         ),
     ]
 
 
 def table2(build: Builder) -> list[Part]:
     paper = paper_results()["table2"]["rows"]
-    twin = build.training("adversarial")
     twin_paper = paper["vanilla_adversarial_training"]["without_pni"]
-    rows = [
-        (
-            "fair twin (no noise)",
-            (
-                *build.paper_cells(twin, twin_paper),
-                *build.strict_cells(twin),
-                build.strong_cell("adversarial"),
-            ),
-        )
-    ]
+    twin = row(build, build.training("adversarial"), twin_paper)
+    rows, claims = {"fair twin (no noise)": twin}, []
     for label, defence in LOCATIONS.items():
         trainings = build.training(defence)
-        for kind, column in (("with", "noise on"), ("without", "noise off")):
-            where = {"column": column}
-            rows.append(
-                (
-                    f"{label}, {kind} PNI",
-                    (
-                        *build.paper_cells(
-                            trainings, paper[defence][f"{kind}_pni"], **where
-                        ),
-                        *build.strict_cells(trainings, **where),
-                        build.strong_cell(defence, column=column),
-                    ),
-                )
-            )
-    cells = dict(rows)
-    ours, other = cells["PNI-W, with PNI"], cells["fair twin (no noise)"]
-    off = cells["PNI-W, without PNI"]
+        on = row(build, trainings, paper[defence]["with_pni"], column="noise on")
+        off = row(build, trainings, paper[defence]["without_pni"], column="noise off")
+        rows[f"{label}, with PNI"], rows[f"{label}, without PNI"] = on, off
+        if defence == "pni_w":
+            columns = (_PGD7, _EOT, _WORST, _STRONG)
+            claims += compare("PNI-W against its fair twin", on, twin, *columns)
+            claims += compare("PNI-W against itself without noise", on, off, *columns)
+        else:
+            claims += compare(f"{label} against the fair twin", on, twin)
     return [
         Table(
             title="Table 2: where the noise is",
-            columns=(
-                *PAPER_COLUMNS,
-                *build.strict_columns,
-                "strong suite, worst case (first seed)",
-            ),
-            rows=tuple(rows),
-            claims=(
-                Claim(
-                    text="Under PGD-7 as in the paper, PNI-W against its fair twin",
-                    ours=ours[1],
-                    other=other[1],
-                ),
-                Claim(
-                    text=f"Under {build.eot}, the same", ours=ours[3], other=other[3]
-                ),
-                Claim(
-                    text="In the worst case of the strong suite (first seed), the same",
-                    ours=ours[6],
-                    other=other[6],
-                ),
-                Claim(
-                    text="Under PGD-7 as in the paper, PNI-W against the same network "
-                    "with its noise off",
-                    ours=ours[1],
-                    other=off[1],
-                ),
-            ),
-            note=build.strict_note + _NOISE_OFF,
+            columns=(*PAPER_COLUMNS, *build.strict_columns),
+            rows=tuple(rows.items()),
+            claims=tuple(claims),
+            note=build.strict_note + NOISE_OFF,
         )
     ]
-
-
-_PAPER_NAMES = {
-    "resnet20": "ResNet-20",
-    "resnet32": "ResNet-32",
-    "resnet20_width2": "ResNet-20 2×",
-}
 
 
 def table3(build: Builder) -> list[Part]:
@@ -152,49 +138,71 @@ def table3(build: Builder) -> list[Part]:
             network: f" (paper: {_PAPER_NAMES[name]})"
             for network, name in zip(papers, order, strict=False)
         }
-    rows, claims = [], []
+    rows, claims = {}, []
     for network, numbers in papers.items():
-        pni = build.training("pni_w", network)
-        twin = build.training("adversarial", network)
-        cells = {
-            "no defence": build.paper_cells(
-                build.training("vanilla", network), numbers["no_defense"]
-            ),
-            "fair twin": build.paper_cells(
-                twin, numbers["vanilla_adversarial_training"]
-            ),
-            "PNI-W, with PNI": build.paper_cells(pni, numbers["pni_w_with_pni"]),
-            "PNI-W, without PNI": build.paper_cells(
-                pni, numbers["pni_w_without_pni"], column="noise off"
-            ),
+        name = network + labels[network]
+        of = {
+            "no defence": ("vanilla", "no_defense", None),
+            "fair twin": ("adversarial", "vanilla_adversarial_training", None),
+            "PNI-W, with PNI": ("pni_w", "pni_w_with_pni", "noise on"),
+            "PNI-W, without PNI": ("pni_w", "pni_w_without_pni", "noise off"),
         }
-        strict = {
-            "no defence": build.strict_cells(build.training("vanilla", network)),
-            "fair twin": build.strict_cells(twin),
-            "PNI-W, with PNI": build.strict_cells(pni),
-            "PNI-W, without PNI": build.strict_cells(pni, column="noise off"),
+        found = {
+            label: row(
+                build, build.training(defence, network), numbers[key], column=column
+            )
+            for label, (defence, key, column) in of.items()
         }
-        for label in cells:
-            name = network + labels[network]
-            rows.append((f"{name}, {label}", (*cells[label], *strict[label])))
-        claims += [
-            Claim(
-                text=f"{network} under PGD-7 as in the paper, PNI-W against its twin",
-                ours=cells["PNI-W, with PNI"][1],
-                other=cells["fair twin"][1],
-            ),
-            Claim(
-                text=f"{network} in the worst case, the same",
-                ours=strict["PNI-W, with PNI"][2],
-                other=strict["fair twin"][2],
-            ),
-        ]
+        rows |= {f"{name}, {label}": cells for label, cells in found.items()}
+        claims += compare(
+            f"{network}, PNI-W against its fair twin",
+            *(found["PNI-W, with PNI"], found["fair twin"], _PGD7, _WORST, _STRONG),
+        )
     return [
         Table(
             title="Table 3: depth and width",
             columns=(*PAPER_COLUMNS, *build.strict_columns),
-            rows=tuple(rows),
+            rows=tuple(rows.items()),
             claims=tuple(claims),
-            note=build.strict_note + _NOISE_OFF,
+            note=build.strict_note + NOISE_OFF,
+        )
+    ]
+
+
+def mnist(build: Builder) -> list[Part]:
+    """The main comparison on MNIST, of which the paper has no numbers."""
+    eot, crafted = f"PGD-100 EOT-{build.scale.expectation}", "noise-off-crafted"
+    columns = ("clean", "PGD-40", "FGSM", eot, crafted, "worst case")
+    rows = {}
+    for label, defence, column in (
+        ("no defence", "vanilla", None),
+        ("fair twin (no noise)", "adversarial", None),
+        ("PNI-W, with PNI", "pni_w", "noise on"),
+        ("PNI-W, without PNI", "pni_w", "noise off"),
+    ):
+        where = {"kind": "mnist", "column": column}
+        trainings = build.training(defence, "mnist")
+        cells = {name: build.cell(trainings, name, **where) for name in columns}
+        cells[crafted] = Cell()
+        if column == "noise on":
+            cells[crafted] = build.crafted_cell(trainings, **where)
+        strong = build.strong_cell(trainings, column=column)
+        rows[label] = (*cells.values(), strong)
+    return [
+        Table(
+            title="MNIST: the same networks",
+            columns=(*columns, STRONG),
+            rows=tuple(rows.items()),
+            claims=tuple(
+                Claim(
+                    text=f"PNI-W against its fair twin, {name}",
+                    ours=rows["PNI-W, with PNI"][i],
+                    other=rows["fair twin (no noise)"][i],
+                )
+                for name, i in (("PGD-40", 1), (eot, 3), (STRONG, 6))
+            ),
+            note="Epsilon 0.3, steps of 0.01 for PGD-40, as Madry et al. did. "
+            + build.strict_note
+            + NOISE_OFF,
         )
     ]
