@@ -14,8 +14,10 @@ import keras
 import pytest
 import tensorflow as tf
 from absl.testing import flagsaver
+from reproductions import Process
 
 from pni_tf.cli import app
+from pni_tf.reproduce import runner
 
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0],
@@ -64,3 +66,9 @@ def stop_before_tensorflow(monkeypatch):
         raise RuntimeError("stopped here")
 
     monkeypatch.setattr(app, "import_tensorflow", stop)
+
+
+@pytest.fixture
+def without_processes(monkeypatch):
+    """Runs the jobs of a reproduction in this process, which is quick."""
+    monkeypatch.setattr(runner, "Process", Process)

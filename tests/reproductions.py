@@ -1,0 +1,76 @@
+"""Runs studies with commands that only write files, for tests of what uses them."""
+
+import re
+import sys
+from pathlib import Path
+
+import fake_commands
+
+from pni_tf.reproduce import report, runner
+from pni_tf.reproduce.costs import Costs
+from pni_tf.reproduce.jobs import in_order
+from pni_tf.reproduce.scales import SCALES
+from pni_tf.reproduce.studies import parts_of
+
+DIGITS = SCALES["digits"]
+# Writes what bin/train and bin/evaluate write, with numbers drawn from their arguments.
+FAKE = Path(__file__).parent / "fake_commands.py"
+
+
+def commands(*options):
+    """Starts the stand-ins as processes."""
+    return lambda command: [sys.executable, str(FAKE), *options, command]
+
+
+def jobs_of(studies, seeds=1, scale=DIGITS):
+    parts = [part for study in studies for part in parts_of(study, scale, seeds)]
+    return in_order([job for part in parts for job in part.jobs])
+
+
+def run(
+    root,
+    studies=("table2",),
+    seeds=1,
+    *options,
+    show=lambda line: None,
+    workers=1,
+    scale=DIGITS,
+):
+    """Runs studies and writes their report; `options` are those of the stand-ins."""
+    jobs = jobs_of(studies, seeds, scale)
+    outcome = runner.run(
+        jobs,
+        root,
+        Costs(root, jobs, {}),
+        workers=workers,
+        command_of=commands(*options),
+        show=show,
+    )
+    parts = {study: parts_of(study, scale, seeds) for study in studies}
+    return report.write(root, scale, parts, seeds, outcome), outcome
+
+
+class Process:
+    """Stands for a process: runs its command at once, in this one."""
+
+    has_ended = True
+
+    def __init__(self, command, log, **options):
+        self.reason, argv = None, sys.argv
+        sys.argv = command[1:]
+        try:
+            fake_commands.main()
+        except SystemExit as stop:
+            self.reason = stop.code.splitlines()[-1]
+        finally:
+            sys.argv = argv
+
+    def wait(self):
+        return self.reason
+
+
+def table_of(folder):
+    """Returns the lines of a report that are ours, without those of the paper."""
+    text = (folder / "report.md").read_text()
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    return "\n".join(re.sub(r"<br>paper [^|]*", "", line) for line in lines)

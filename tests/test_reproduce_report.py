@@ -1,0 +1,328 @@
+"""The tables of a report and the numbers in them."""
+
+import collections
+import csv
+import dataclasses
+import json
+import re
+import shlex
+import shutil
+
+import pytest
+from reproductions import DIGITS, jobs_of, run, table_of
+
+from pni_tf.reproduce import report
+from pni_tf.reproduce.builder import STRONG, paper_results
+from pni_tf.reproduce.scales import SCALES
+from pni_tf.reproduce.studies import parts_of
+from pni_tf.reproduce.tables import Alphas, Cell, Claim, Curves, Source, Table
+from pni_tf.reproduce.values import read, sentence
+
+pytestmark = pytest.mark.usefixtures("without_processes")
+
+
+class TestPaper:
+    def test_every_number_of_the_paper_is_in_a_table(self):
+        scale = SCALES["paper"]
+        shown = []
+        for study in scale.studies:
+            for part in parts_of(study, scale, 1):
+                if isinstance(part, Table):
+                    shown += [cell.paper for _, row in part.rows for cell in row]
+                elif isinstance(part, Alphas):
+                    shown += [
+                        a for column in part.paper.values() for a in column.values()
+                    ]
+                elif isinstance(part, Curves):
+                    shown += [y for _, ys in part.paper.values() for y in ys]
+        shown = {number for value in shown for number in numbers_in(value)}
+        ignored = ("parameters", "epsilon", "steps")
+        for number in numbers_in(paper_results(), ignored):
+            assert number in shown
+
+    def test_a_scale_of_other_networks_shows_them_too(self):
+        (table,) = parts_of("table3", DIGITS, 1)
+        rows = {label: cells[1].paper for label, cells in table.rows}
+        assert rows["resnet8 (paper: ResNet-20), fair twin"] == (39.1, 0.1)
+        assert rows["resnet20 (paper: ResNet-32), fair twin"] == (42.1, 0)
+
+
+def numbers_in(value, ignored=()):
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            if key not in ignored:
+                yield from numbers_in(inner, ignored)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from numbers_in(inner, ignored)
+    elif isinstance(value, int | float):
+        yield value
+
+
+def cells_of(folder, *columns, paper=(), **fields):
+    """Returns a cell for each list of accuracies, of which each seed has one."""
+    count = len(columns[0])
+    trainings = [DIGITS.training("pni_w", seed) for seed in range(count)]
+    jobs = [DIGITS.evaluation("white_box", training) for training in trainings]
+    entry = {"scenario": "row", "accuracy_std": 0.02, "images": 100, "draws": 1}
+    for seed, job in enumerate(jobs):
+        content = {
+            str(i): [{**entry, "accuracy_mean": column[seed], **fields}]
+            for i, column in enumerate(columns)
+        }
+        (folder / job.path).mkdir(parents=True)
+        (folder / job.result).write_text(json.dumps({"columns": content}))
+    return [
+        Cell(
+            sources=tuple(Source(evaluation=j, column=str(i), row="row") for j in jobs),
+            paper=paper[i] if paper else None,
+        )
+        for i in range(len(columns))
+    ]
+
+
+class TestValues:
+    def test_draws_and_seeds_are_kept_apart(self, tmp_path):
+        (cell,) = cells_of(tmp_path, [0.5, 0.7], draws=10)
+        assert read(tmp_path, cell).text() == "60.00 ± 2.00 (± 14.14)"
+
+    def test_standard_error(self, tmp_path):
+        """0.6 * 0.4 over 100 images, and a variance of 0.02 over 2 seeds."""
+        (cell,) = cells_of(tmp_path, [0.5, 0.7])
+        assert read(tmp_path, cell).variance == pytest.approx(0.24 / 100 + 0.02 / 2)
+
+    def test_a_seed_that_was_not_run_is_left_out(self, tmp_path):
+        (cell,) = cells_of(tmp_path, [0.5, 0.7])
+        (tmp_path / cell.sources[1].evaluation.result).unlink()
+        assert read(tmp_path, cell).text() == "50.00 [1 of 2 seeds]"
+        (tmp_path / cell.sources[0].evaluation.result).write_text("{")
+        assert read(tmp_path, cell) is None
+
+    @pytest.mark.parametrize(
+        ("ours", "words"),
+        [
+            (0.7, "+20.00 points (standard error 6.78; paper +6.80), so it holds"),
+            (0.3, "-20.00 points (standard error 6.78; paper +6.80), so the opposite"),
+            (0.55, "+5.00 points (standard error 7.05; paper +6.80), so no difference"),
+        ],
+    )
+    def test_sentence(self, ours, words, tmp_path):
+        paper = [(45.94, 0.1), 39.14]
+        cells = cells_of(tmp_path, [ours], [0.5], paper=paper)
+        claim = Claim(text="A against B", ours=cells[0], other=cells[1])
+        assert sentence(tmp_path, claim).startswith(f"A against B: {words}")
+
+    def test_few_seeds_show_less(self, tmp_path):
+        """The same difference of three standard errors, with one and with two seeds."""
+        one = cells_of(tmp_path / "one", [0.7], [0.5])
+        claim = Claim(text="A against B", ours=one[0], other=one[1])
+        assert sentence(tmp_path / "one", claim).endswith(
+            "it holds (one training each)."
+        )
+        two = cells_of(tmp_path / "two", [0.7, 0.7], [0.5, 0.5])
+        claim = Claim(text="A against B", ours=two[0], other=two[1])
+        # Student's t of two degrees of freedom: 4.30.
+        assert sentence(tmp_path / "two", claim).endswith("so no difference is shown.")
+
+    def test_norms_are_not_judged(self, tmp_path):
+        ours, other = cells_of(tmp_path, [1.5], [0.5], paper=[1.97, 1.97])
+        ours, other = (
+            dataclasses.replace(cell, percent=False) for cell in (ours, other)
+        )
+        claim = Claim(text="A against B", ours=ours, other=other, judge=False)
+        assert sentence(tmp_path, claim) == (
+            "A against B: 1.5 against 0.5 (paper: 1.97 against 1.97)."
+        )
+
+
+WORDS = {  # of a row, for the name of its training
+    "adversarial": "fair twin",
+    "vanilla": "no defence",
+    "pni_w_vanilla": "vanilla training",
+    "pni_w_without_noise_in_attack": "PNI not in attack",
+    "madry": "Madry",
+}
+
+
+def normal(text):
+    """Returns the name of a training or the label of a row in one form."""
+    for name in sorted(WORDS, key=len, reverse=True):
+        if re.fullmatch(rf"{name}(_resnet\w+)?", text):
+            text = WORDS[name]
+    text = text.lower().replace("pni in attack", "pni_w")
+    text = re.sub(r"_resnet\w+", "", text)
+    return re.sub(r"[^a-z]", "", text)
+
+
+def resolve(content, pointer):
+    """Returns what a JSON pointer points to."""
+    for key in pointer.split("/")[1:]:
+        content = content[int(key) if isinstance(content, list) else key]
+    return content
+
+
+def walk(folder):
+    """Checks every number of a report against the files; returns how many there are."""
+    content = json.loads((folder / "report.json").read_text())
+    sections = re.split(r"^## ", (folder / "report.md").read_text(), flags=re.M)[1:]
+    counts = collections.Counter()
+    for part, text in zip(content["parts"], sections, strict=True):
+        assert text.startswith(f"{part['title']}\n")
+        assert all(f"- {sentence}" in text for sentence in part["sentences"])
+        if "columns" in part:
+            counts["cells"] += walk_table(folder, part, text)
+        elif "curves" in part:
+            for label, line in part["curves"].items():
+                file = json.loads((folder / part["files"][label]).read_text())
+                points = resolve(file, part["pointers"][label])
+                for (x, y), (place, entry) in zip(
+                    line.items(), points.items(), strict=True
+                ):
+                    assert float(x) == pytest.approx(float(place), rel=1e-4)
+                    assert y == entry["accuracy_mean"]
+                    assert f"{100 * y:.2f}" in text
+                    counts["points"] += 1
+        elif "pointer" in part:
+            file = json.loads((folder / part["file"]).read_text())
+            assert resolve(file, part["pointer"])
+            assert all(" | ".join(row) in text for row in part["rows"])
+            counts["listings"] += 1
+        elif "alphas" in part:
+            for layer, series in part["alphas"].items():
+                assert series == alphas(folder / part["file"], layer)
+                counts["series"] += 1
+        else:
+            for row in part["rows"]:
+                for label, found in row["alphas"].items():
+                    files = part["files"][label]
+                    last = [alphas(folder / f, row["layer"])[-1] for f in files]
+                    assert found == last
+                    assert f"{sum(last) / len(last):.3f}" in text
+                    counts["alphas"] += len(last)
+    return counts
+
+
+def alphas(path, layer):
+    with path.open(newline="") as file:
+        return [float(row[f"alpha/{layer}"]) for row in csv.DictReader(file)]
+
+
+def walk_table(folder, part, text):
+    count = 0
+    for row in part["rows"]:
+        (line,) = {x for x in text.splitlines() if x.startswith(f"| {row['label']} | ")}
+        shown = line.removesuffix(" |").split(" | ")[1:]
+        for cell, shown_cell in zip(row["cells"], shown, strict=True):
+            if not cell or cell["value"] is None:
+                continue
+            found = []
+            for seed in cell["seeds"]:
+                numbers = json.loads((folder / seed["file"]).read_text())
+                number = resolve(numbers, seed["pointer"])
+                found.append(1 - number if seed["one_minus"] else number)
+                assert seed["mean"] == found[-1]
+            mean = sum(found) / len(found)
+            assert cell["value"] == pytest.approx(mean, abs=1e-12)
+            assert shown_cell.startswith((f"{100 * mean:.2f}", f"{mean:.3g}"))
+            count += 1
+    return count
+
+
+ROW_OF = {  # the scenario that a heading promises
+    "noise-off-crafted": "transfer from noise-free twin",
+    STRONG: "worst case",
+}
+
+
+def column_of(label):
+    """The column of the evaluation that the label of a row promises."""
+    if "mean of" in label:
+        return "mean of 5 draws"
+    if "without PNI" in label:
+        return "noise off"
+    deterministic = ("fair twin", "no defence", "Madry")
+    return "model" if any(d in label for d in deterministic) else "noise on"
+
+
+class TestReport:
+    @pytest.mark.parametrize("study", ["table1", "table2", "table3", "table6"])
+    def test_cells_are_what_their_headings_say(self, study, tmp_path):
+        folder, _ = run(tmp_path, [study], 2)
+        (table,) = (p for p in parts_of(study, DIGITS, 2) if isinstance(p, Table))
+        lines = (folder / "report.md").read_text().splitlines()
+        place = lines.index("|  | " + " | ".join(table.columns) + " |")
+        shown = [line.strip("| ").split(" | ") for line in lines[place + 2 :]]
+        for (label, cells), (name, *texts) in zip(table.rows, shown, strict=False):
+            assert name == label
+            for heading, cell, text in zip(table.columns, cells, texts, strict=True):
+                for found in cell.sources:
+                    assert found.row == ROW_OF.get(heading, heading)
+                    assert found.field == "accuracy_mean"
+                    assert found.column == column_of(label)
+                    by_mean = "mean of" in label
+                    kind = "ensemble" if by_mean else "white_box"
+                    if heading == STRONG:
+                        kind = "strong_ensemble" if by_mean else "strong"
+                    assert found.evaluation.kind == kind
+                    defence = found.evaluation.training.name
+                    assert normal(defence) in normal(label)
+                first = text.split("<br>")[0]
+                assert first == (read(folder, cell).text() if cell.sources else "–")
+
+    def test_every_number_is_in_a_file(self, tmp_path):
+        folder, _ = run(tmp_path, DIGITS.studies, 2)
+        counts = walk(folder)
+        assert counts.keys() == {"cells", "points", "listings", "series", "alphas"}
+        assert "not run" not in (folder / "report.md").read_text().lower()
+
+    def test_each_cell_has_a_command(self, tmp_path):
+        folder, _ = run(tmp_path, ["table5"], 1)
+        text = (folder / "report.md").read_text()
+        block = text[text.index("# transfer_from_adversarial of pni_a_a, seed 0: ") :]
+        assert block.splitlines()[1:3] == [
+            "#   PNI-A-a: accuracy, A ⇒ B",
+            "#   PNI-A-a, without PNI: accuracy, A ⇒ B",
+        ]
+        assert block.splitlines()[3].startswith("bin/evaluate ")
+
+    def test_what_was_not_run_says_so(self, tmp_path):
+        run(tmp_path, ["table2"])
+        parts = {"table6": parts_of("table6", DIGITS, 1)}
+        folder = report.write(tmp_path, DIGITS, parts, 1)
+        text = (folder / "report.md").read_text()
+        (rse,) = [line for line in text.splitlines() if line.startswith("| RSE")]
+        assert rse.count("not run") == 7
+        words = "PNI-W against RSE, both by mean, under PGD-7 as in the paper: not run."
+        assert words in text
+        (pni,) = [line for line in text.splitlines() if line.startswith("| PNI-W, sin")]
+        assert "not run" not in pni
+
+    def test_html_needs_no_other_file(self, tmp_path):
+        folder, _ = run(tmp_path, ["figure2", "figure3"])
+        page = (folder / "report.html").read_text()
+        sources = re.findall(r'src="(.{21})', page)
+        assert sources == ["data:image/png;base64"] * 3
+        assert "<td>" in page
+
+    def test_commands_can_be_pasted(self, tmp_path):
+        folder, _ = run(tmp_path, ["table2"])
+        content = json.loads((folder / "report.json").read_text())
+        for job, known in zip(content["jobs"], jobs_of(["table2"]), strict=True):
+            assert shlex.split(job["command"])[1:] == known.arguments(tmp_path)
+
+    def test_a_report_that_was_kept_alone_keeps_its_numbers(self, tmp_path):
+        folder, _ = run(tmp_path / "one", ["table2"])
+        shutil.copytree(folder, tmp_path / "two" / "report")
+        parts = {"table2": parts_of("table2", DIGITS, 1)}
+        kept = report.write(tmp_path / "two", DIGITS, parts, 1)
+        assert table_of(kept) == table_of(folder)
+
+    def test_results_that_became_stale_leave_the_report(self, tmp_path):
+        folder, _ = run(tmp_path, ["table2"])
+        (tmp_path / "trainings/pni_i_seed0/model.keras").write_text("another one")
+        parts = {"table2": parts_of("table2", DIGITS, 1)}
+        report.write(tmp_path, DIGITS, parts, 1)
+        assert not list(folder.glob("evaluations/pni_i_seed0/*/*.json"))
+        text = (folder / "report.md").read_text()
+        (row,) = [x for x in text.splitlines() if x.startswith("| PNI-I, with PNI")]
+        assert row.count("not run") == 7
