@@ -1,0 +1,39 @@
+"""Keeps a report of bin/reproduce in reports/, and its costs as estimates for others.
+
+    python benchmarks/keep_report.py reproduction/digits
+
+Copies `report/` to `reports/SCALE` and writes what each job has taken to
+`pni_tf/reproduce/costs.json`.
+"""
+
+import json
+import shutil
+import statistics
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+COSTS = ROOT / "pni_tf" / "reproduce" / "costs.json"
+
+
+def main():
+    (root,) = map(Path, sys.argv[1:])
+    content = json.loads((root / "report" / "report.json").read_text())
+    folder = ROOT / "reports" / content["scale"]
+    if folder.exists():
+        shutil.rmtree(folder)
+    shutil.copytree(root / "report", folder)
+    taken = {}
+    for job in content["jobs"]:
+        if job["done"]:
+            taken.setdefault(job["key"], []).append(job["seconds"])
+    costs = json.loads(COSTS.read_text())
+    costs[content["scale"]] = {
+        k: round(statistics.mean(t), 1) for k, t in taken.items()
+    }
+    COSTS.write_text(json.dumps(costs, indent=1) + "\n")
+    print(f"{folder} and {COSTS} are written")
+
+
+if __name__ == "__main__":
+    main()
