@@ -104,7 +104,8 @@ def _head(root, scale, seeds, jobs, outcome, note):
         "draws. A difference counts as shown if chance alone would be as large in at "
         "most 5 % of cases: by Student's t over several training seeds, for one seed "
         "by two standard errors of the choice of test images, which says nothing of "
-        "other trainings.",
+        "other trainings. Both networks saw the same images, which is not made use of: "
+        "small differences are missed rather than imagined.",
     ]
     if outcome.failed:
         failed = [

@@ -49,7 +49,6 @@ class Scale:
         cw_steps: Iterations of the longer attack of Carlini and Wagner.
         zoo_iterations: Iterations of ZOO.
         note: What a reader must know of the numbers.
-        transfer: The attack on the network without its noise.
     """
 
     name: str
@@ -67,7 +66,6 @@ class Scale:
     cw_steps: int
     zoo_iterations: int
     note: str
-    transfer: str = "transfer"
 
     def training(self, defence: str, seed: int, network: str | None = None) -> Training:
         """Returns the training of a defence, of the main network by default."""
@@ -90,8 +88,7 @@ class Scale:
         if kind in _WITH_TRANSFER and training.random:
             # A deterministic network has no noise-free twin to transfer from.
             attacks = next(flag for flag in flags if flag.startswith("--attacks="))
-            added = f"{attacks},{self.transfer}"
-            flags = tuple(added if flag == attacks else flag for flag in flags)
+            flags = tuple(f"{f},transfer" if f == attacks else f for f in flags)
         return Evaluation(
             kind=kind,
             training=training,
@@ -206,7 +203,6 @@ CPU = _scale(
     ensemble=5,
     cw_steps=100,
     zoo_iterations=300,
-    transfer="transfer(steps=20)",
     note="A short recipe, so the accuracies are below the paper's.",
 )
 PAPER = _scale(
