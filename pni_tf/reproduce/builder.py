@@ -5,6 +5,7 @@ import importlib.resources
 import json
 
 from pni_tf.reproduce.jobs import Training
+from pni_tf.reproduce.scales import Scale
 from pni_tf.reproduce.tables import Cell, Source
 
 PAPER_COLUMNS = ("clean", "PGD-7", "FGSM")
@@ -26,15 +27,21 @@ def paper_results() -> dict:
 
 
 class Builder:
-    """Makes cells of a study."""
+    """Makes cells of a study.
 
-    def __init__(self, scale, seeds):
+    Args:
+        scale: What to run it on.
+        seeds: Number of training seeds; None for what the scale says.
+    """
+
+    def __init__(self, scale: Scale, seeds: int | None):
         self.scale, self.seeds = scale, seeds
         self.eot = f"PGD-20 EOT-{scale.expectation}"
 
     def training(self, defence, network=None) -> tuple[Training, ...]:
         """Returns the trainings of all seeds."""
-        return tuple(self.scale.training(defence, s, network) for s in self.seeds)
+        count = self.seeds or self.scale.seeds_of(network)
+        return tuple(self.scale.training(defence, s, network) for s in range(count))
 
     def cell(
         self,

@@ -31,7 +31,7 @@ def write(
     root: Path,
     scale: Scale,
     studies: dict[str, list[Part]],
-    seeds: int,
+    seeds: int | None,
     outcome: Outcome | None = None,
     *,
     note: str = "",
@@ -45,7 +45,7 @@ def write(
         root: Folder of the reproduction.
         scale: What the studies were run on.
         studies: The parts of each study.
-        seeds: Number of training seeds.
+        seeds: Number of training seeds; None for what the scale says.
         outcome: What failed, if anything was run.
         note: What readers must know of this run.
     """
@@ -91,10 +91,13 @@ def _copy_results(root, folder, job):
 def _head(root, scale, seeds, jobs, outcome, note):
     done = [job for job in jobs if Stamp(root, job).is_done]
     seconds = sum(Stamp(root, job).seconds for job in jobs)
+    counts = f"{seeds or scale.seeds} training seeds"
+    if seeds is None and len(scale.networks) > 1:
+        counts += f" of {scale.main}, {scale.seeds_of_others} of other networks"
     machines = sorted({m for job in done if (m := Stamp(root, job).machine)})
     text = [
         f"# The paper's tables and figures: {scale.title}",
-        f"{scale.note} Training seeds: {', '.join(map(str, range(seeds)))}. "
+        f"{scale.note} {counts}. "
         f"{len(done)} of {len(jobs)} jobs are done, in {duration(seconds)} together"
         f"{' by ' if machines else ''}{' and '.join(machines)}.",
         note,

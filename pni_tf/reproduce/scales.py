@@ -42,7 +42,8 @@ class Scale:
         same: Defences that are another one under this recipe.
         studies: The studies that this scale has.
         small: Whether its jobs are too small for several cores.
-        seeds: Training seeds, unless `--seeds` says another number.
+        seeds: Training seeds of the main network, unless `--seeds` says another number.
+        seeds_of_others: The same of the other networks.
         evaluations: Flags of `bin/evaluate` by kind.
         expectation: Draws of the expectation over noise in these.
         ensemble: Draws of the prediction by mean.
@@ -60,6 +61,7 @@ class Scale:
     studies: tuple[str, ...]
     small: bool
     seeds: int
+    seeds_of_others: int
     evaluations: Mapping[str, tuple[str, ...]]
     expectation: int
     ensemble: int
@@ -67,16 +69,27 @@ class Scale:
     zoo_iterations: int
     note: str
 
+    @property
+    def main(self) -> str:
+        """The main network."""
+        return next(iter(self.networks))
+
+    def is_main(self, network: str | None) -> bool:
+        return network in (None, self.main)
+
+    def seeds_of(self, network: str | None) -> int:
+        """Returns how many training seeds a network has, unless others are asked."""
+        return self.seeds if self.is_main(network) else self.seeds_of_others
+
     def training(self, defence: str, seed: int, network: str | None = None) -> Training:
         """Returns the training of a defence, of the main network by default."""
         defence = self.same.get(defence, defence)
-        main = next(iter(self.networks))
-        name = defence if network in (None, main) else f"{defence}_{network}"
+        name = defence if self.is_main(network) else f"{defence}_{network}"
         flags = self.recipes.get(defence, (*self.recipe, *DEFENCES[defence]))
         return Training(
             name=name,
             seed=seed,
-            flags=(*flags, *self.networks[network or main]),
+            flags=(*flags, *self.networks[network or self.main]),
             random=defence not in _DETERMINISTIC,
         )
 
@@ -162,6 +175,7 @@ DIGITS = _scale(
     studies=_ALL,
     small=True,
     seeds=2,
+    seeds_of_others=1,
     pgd7=0.04,
     budget={
         "strong": ("--examples=120", "--expectation=5"),
@@ -189,6 +203,7 @@ CPU = _scale(
     studies=(*("table1", "table2", "table6", "mnist"), *_ALL[7:]),
     small=False,
     seeds=1,
+    seeds_of_others=1,
     pgd7=0.01,
     budget={
         "ensemble": ("--examples=1000",),
@@ -227,6 +242,7 @@ PAPER = _scale(
     studies=_ALL,
     small=False,
     seeds=5,
+    seeds_of_others=5,
     pgd7=0.01,
     budget={
         "cw": ("--examples=1000",),

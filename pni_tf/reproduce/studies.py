@@ -21,12 +21,12 @@ _STUDIES = {
 STUDIES = tuple(_STUDIES)
 
 
-def parts_of(study: str, scale: Scale, seeds: int) -> list[Part]:
+def parts_of(study: str, scale: Scale, seeds: int | None = None) -> list[Part]:
     """Returns the parts of a study's report.
 
     Args:
         study: One of `STUDIES`.
         scale: What to run it on.
-        seeds: Number of training seeds, from 0 on.
+        seeds: Number of training seeds, from 0 on; by default what the scale says.
     """
-    return _STUDIES[study](Builder(scale, range(seeds)))
+    return _STUDIES[study](Builder(scale, seeds))
