@@ -15,7 +15,7 @@ from pathlib import Path
 
 ATTACKS = (
     *("clean", "FGSM", "PGD-7", "PGD-20", "PGD-20 EOT-10", "worst case"),
-    *("transfer from noise-free twin", "ZOO-300", "C&W L2 9×10", "C&W L2 9×100"),
+    *("transfer from noise-free twin", "ZOO-150", "C&W L2 9×10", "C&W L2 9×100"),
     "C&W L2 9×100 EOT-10",
 )
 COLUMNS = ("model", "noise on", "noise off", "twin", "mean of 5 draws")
