@@ -143,7 +143,7 @@ class _Run:
         try:
             for process in processes:
                 process.stop()
-            self.show("Interrupted: waiting for what runs to save its state")
+            self.show("Interrupted: what runs saves its state; a second Ctrl-C kills it")
             for process in processes:
                 process.wait()
         except KeyboardInterrupt:
