@@ -143,7 +143,7 @@ class _Run:
         try:
             for process in processes:
                 process.stop()
-            self.show("Interrupted: what runs saves its state; a second Ctrl-C kills it")
+            self.show("Interrupted: the jobs save their state; Ctrl-C again kills them")
             for process in processes:
                 process.wait()
         except KeyboardInterrupt:
