@@ -183,7 +183,10 @@ DIGITS = _scale(
         "curves": ("--examples=180",),
         "curves_in_expectation": ("--examples=90",),
         "cw": ("--examples=60",),
-        "zoo": ("--examples=20",),
+        "zoo": (
+            "--attacks=zoo(iterations=150,binary_search_steps=3)",
+            "--examples=20",
+        ),
         "checklist": ("--examples=60",),
     },
     expectation=10,
