@@ -222,6 +222,18 @@ class TestReport:
         (pni,) = [line for line in text.splitlines() if line.startswith("| PNI-W, sin")]
         assert "not run" not in pni
 
+    def test_fewer_images_are_pointed_out(self, tmp_path):
+        folder, _ = run(tmp_path, ["table2"])
+        result = tmp_path / "evaluations/pni_i_seed0/strong/evaluation.json"
+        result.write_text(result.read_text().replace('"images": 100', '"images": 40'))
+        parts = {"table2": parts_of("table2", DIGITS, 1)}
+        report.write(tmp_path, DIGITS, parts, 1)
+        text = (folder / "report.md").read_text()
+        (row,) = [x for x in text.splitlines() if x.startswith("| PNI-I, with PNI")]
+        cells = row.split(" | ")
+        assert [cell.endswith("(n = 40) |") for cell in cells] == [False] * 7 + [True]
+        assert f"{STRONG}: 100 or 40 images" in text
+
     def test_html_needs_no_other_file(self, tmp_path):
         folder, _ = run(tmp_path, ["figure2", "figure3"])
         page = (folder / "report.html").read_text()

@@ -48,9 +48,17 @@ def make(part: Part, root: Path, folder: Path, name: str) -> Section:
 @make.register
 def _(part: Table, root: Path, folder: Path, name: str) -> Section:
     rows, content, attacks = [], [], {}
+    read = {
+        label: [values.read(folder, cell) for cell in cells]
+        for label, cells in part.rows
+    }
+    most = max((v.images for row in read.values() for v in row if v), default=0)
     for label, cells in part.rows:
-        found = [values.read(folder, cell) for cell in cells]
-        texts = map(_cell_text, cells, found)
+        found = read[label]
+        texts = [
+            _cell_text(cell, value, most)
+            for cell, value in zip(cells, found, strict=True)
+        ]
         rows.append([label, *texts])
         content.append({"label": label, "cells": list(map(_cell_json, cells, found))})
         for cell in cells:
@@ -286,10 +294,12 @@ def _point(entry):
     return _NOT_RUN if entry is None else f"{100 * entry['accuracy_mean']:.2f}"
 
 
-def _cell_text(cell: Cell, value: values.Value | None) -> str:
+def _cell_text(cell: Cell, value: values.Value | None, most: int) -> str:
     if not cell.sources:
         return "–"
     text = _NOT_RUN if value is None else value.text()
+    if value is not None and value.images < most:
+        text += f" (n = {value.images:,})"  # other images, so not to be compared
     paper = values.paper_text(cell)
     return f"{text}<br>paper {paper}" if paper else text
 
@@ -301,13 +311,13 @@ def _sizes(folder: Path, part: Table) -> str:
         found = [values.read(folder, row[i]) for _, row in part.rows]
         seeds = [seed for value in found if value is not None for seed in value.seeds]
         if seeds:
-            size = (
-                f"{max(s.images for s in seeds):,} images, up to "
-                f"{max(s.draws for s in seeds)} draws"
-            )
+            numbers = sorted({f"{seed.images:,}" for seed in seeds})
+            draws = max(seed.draws for seed in seeds)
+            size = f"{' or '.join(numbers)} images, up to {draws} draws"
             columns.setdefault(size, []).append(column)
     parts = [f"{', '.join(names)}: {size}" for size, names in columns.items()]
-    return f"How many of each: {'; '.join(parts)}." if parts else ""
+    words = "n: on the first n images only, which may be easier or harder than all."
+    return f"How many of each: {'; '.join(parts)}. {words}" if parts else ""
 
 
 def _cell_json(cell, value):

@@ -69,14 +69,18 @@ class Value:
         return statistics.stdev(seed.mean for seed in self.seeds)
 
     @property
+    def images(self) -> int:
+        """Number of images, of the seed that had the fewest."""
+        return min(seed.images for seed in self.seeds)
+
+    @property
     def variance(self) -> float:
         """Squared standard error of a share, by the choice of images and of seeds.
 
         The seeds have the images in common, so more of them do not make it smaller.
         """
-        images = min(seed.images for seed in self.seeds)
         share = min(max(self.mean, 0.0), 1.0)
-        error = share * (1 - share) / images
+        error = share * (1 - share) / self.images
         if self.std_of_seeds is not None:
             error += self.std_of_seeds**2 / len(self.seeds)
         return error
