@@ -222,6 +222,20 @@ class TestReport:
         (pni,) = [line for line in text.splitlines() if line.startswith("| PNI-W, sin")]
         assert "not run" not in pni
 
+    def test_what_claims_nothing_is_not_called_not_run(self, tmp_path):
+        folder, _ = run(tmp_path, ["table4"])
+        result = tmp_path / "evaluations/vanilla_seed0/cw/evaluation.json"
+        content = json.loads(result.read_text())
+        for entry in content["columns"]["model"]:
+            entry["l2_mean_of_claimed"] = None
+        result.write_text(json.dumps(content))
+        parts = {"table4": parts_of("table4", DIGITS, 1)}
+        report.write(tmp_path, DIGITS, parts, 1)
+        text = (folder / "report.md").read_text()
+        (row,) = [x for x in text.splitlines() if x.startswith("| resnet8, no defence")]
+        assert row.count("none claimed") == 2
+        assert "not run" not in text
+
     def test_fewer_images_are_pointed_out(self, tmp_path):
         folder, _ = run(tmp_path, ["table2"])
         result = tmp_path / "evaluations/pni_i_seed0/strong/evaluation.json"

@@ -78,9 +78,10 @@ def _predictions(pictures):
 
 
 def _turned(pictures):
-    surer = sum(p["adversarial_confidence"] > p["confidence"] for p in pictures)
+    each = pictures[0]
+    before, after = each["confidence"], each["adversarial_confidence"]
     return [
-        "In the paper a cat becomes a hen with higher confidence. Here the network is "
-        f"surer of the wrong label than of the right one in {surer} of "
-        f"{len(pictures)}."
+        "In the paper a cat becomes a hen with higher confidence. Here the confidence "
+        f"goes from {100 * before:.2f} % in {each['label']} to {100 * after:.2f} % in "
+        f"{each['adversarial_label']}."
     ]

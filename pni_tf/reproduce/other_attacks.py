@@ -58,7 +58,7 @@ def table4(build: Builder) -> list[Part]:
             "most of these claims. With the paper's settings (10 iterations) the "
             "attack is far from converged, so a small norm means few and easy images; "
             "and on a random network what it claims need not hold, which the last "
-            "column shows.",
+            "column shows. A norm of nearly 0 is of images that were wrong anyway.",
         )
     ]
 

@@ -180,7 +180,7 @@ DIGITS = _scale(
     budget={
         "strong": ("--examples=90", "--expectation=5"),
         "strong_ensemble": ("--examples=90",),
-        "curves": ("--examples=180",),
+        "curves": ("--examples=90",),
         "curves_in_expectation": ("--examples=90",),
         "cw": ("--examples=60",),
         "zoo": (
@@ -215,7 +215,7 @@ CPU = _scale(
         "strong_ensemble": ("--examples=200",),
         "mnist": ("--examples=1000",),
         "certify": ("--examples=256",),
-        "curves": ("--examples=1000",),
+        "curves": ("--examples=256",),
         "curves_in_expectation": ("--examples=256",),
     },
     expectation=10,

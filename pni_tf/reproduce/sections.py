@@ -15,6 +15,7 @@ from pni_tf.reproduce import values
 from pni_tf.reproduce.tables import Alphas, Cell, Curves, Listing, Part, Table
 
 _NOT_RUN = "not run"
+_STYLES = {"": "o-", "EOT": "s:", "without PNI": "x-."}  # of the lines of curves
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -56,7 +57,7 @@ def _(part: Table, root: Path, folder: Path, name: str) -> Section:
     for label, cells in part.rows:
         found = read[label]
         texts = [
-            _cell_text(cell, value, most)
+            _cell_text(folder, cell, value, most)
             for cell, value in zip(cells, found, strict=True)
         ]
         rows.append([label, *texts])
@@ -145,14 +146,18 @@ def _(part: Curves, root: Path, folder: Path, name: str) -> Section:
             attacks |= {_attack_line(entry): None for entry in curve.values()}
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
-    for i, label in enumerate(part.evaluations):
+    networks = list(dict.fromkeys(label.split(", ")[0] for label in part.evaluations))
+    for label in part.evaluations:
+        network, _, how = label.partition(", ")
+        colour = f"C{networks.index(network)}"
         if label in lines:
             points = lines[label]
             means = [100 * entry["accuracy_mean"] for entry in points.values()]
-            axes.plot(list(points), means, marker="o", color=f"C{i}", label=label)
+            style = _STYLES[how]
+            axes.plot(list(points), means, style, color=colour, ms=4, label=label)
         if label in part.paper:
             x, y = part.paper[label]
-            axes.plot(x, y, "--", color=f"C{i}", alpha=0.5, label=f"{label}, paper")
+            axes.plot(x, y, "--", color=colour, alpha=0.5, label=f"{label}, paper")
     axes.set(xlabel=part.kind, ylabel="accuracy (%)", xscale="log", ylim=(0, 100))
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
@@ -294,10 +299,13 @@ def _point(entry):
     return _NOT_RUN if entry is None else f"{100 * entry['accuracy_mean']:.2f}"
 
 
-def _cell_text(cell: Cell, value: values.Value | None, most: int) -> str:
+def _cell_text(folder: Path, cell: Cell, value: values.Value | None, most: int) -> str:
     if not cell.sources:
         return "–"
-    text = _NOT_RUN if value is None else value.text()
+    if value is not None:
+        text = value.text()
+    else:
+        text = "none claimed" if values.has_nothing(folder, cell) else _NOT_RUN
     if value is not None and value.images < most:
         text += f" (n = {value.images:,})"  # other images, so not to be compared
     paper = values.paper_text(cell)

@@ -107,6 +107,19 @@ def read(folder: Path, cell: Cell) -> Value | None:
     return Value(seeds=seeds, percent=cell.percent, wanted=len(cell.sources))
 
 
+def has_nothing(folder: Path, cell: Cell) -> bool:
+    """Returns whether a cell's evaluations ran and one had nothing to measure.
+
+    Such as the norm of an attack that claims no image.
+    """
+    for source in cell.sources:
+        content = files.read_json(folder / source.evaluation.result)
+        found = source.entry(content) if content else None
+        if found is not None and found[1][source.field] is None:
+            return True
+    return False
+
+
 def paper_text(cell: Cell) -> str:
     """Returns what the paper says, or nothing."""
     paper = cell.paper
@@ -154,7 +167,7 @@ def _read_source(folder, source):
         return None
     pointer, entry = found
     number = entry[source.field]
-    if number is None:  # such as the norm where nothing was claimed
+    if number is None:  # which `has_nothing` tells from what was not run
         return None
     has_draws = source.field == "accuracy_mean" and entry["draws"] > 1
     return SeedValue(
