@@ -79,6 +79,10 @@ def test_every_row_and_column_will_be_there(name, plan):
                     ends = (source.row, f"/{source.row}")
                     assert sum(row.endswith(ends) for row in rows) == 1, source
                 read.add((source.evaluation, source.column))
+        if isinstance(part, Curves):  # lines that can be compared
+            jobs_of_lines = [job for job, _ in part.evaluations.values()]
+            sizes = {f for job in jobs_of_lines for f in job.flags if "examples" in f}
+            assert len(sizes) <= 1
         for job, column in (
             part.evaluations.values() if isinstance(part, Curves) else ()
         ):
