@@ -2,6 +2,7 @@
 
 import importlib.resources
 import json
+import re
 import shutil
 import statistics
 from pathlib import Path
@@ -64,6 +65,22 @@ def test_digits_is_complete():
     text = (REPORTS / "digits" / "report.md").read_text().lower()
     assert "not run" not in text
     assert "failed" not in text
+
+
+def test_readme_shows_the_numbers_of_the_report():
+    lines = (REPORTS / "digits" / "report.md").read_text().splitlines()
+    section = (REPORTS.parent / "README.md").read_text()
+    section = section.partition("## The paper, table by table")[2].partition("\n## ")[0]
+    rows = [line.strip("| ").split(" | ") for line in section.splitlines()]
+    rows = [row for row in rows if len(row) == 6 and "±" in "".join(row)]
+    assert len(rows) == 15
+    for label, *numbers in rows:
+        starts = (f"| {label} | ", f"| {label} (paper")
+        shown = [line for line in lines if line.startswith(starts)]
+        assert any(
+            all(re.search(rf"\| (.*paper )?{re.escape(n)}\D", row) for n in numbers)
+            for row in shown
+        )
 
 
 def test_estimates_of_time_are_from_the_reports(name):
