@@ -62,7 +62,7 @@ def run(
         command_of: Returns how to start a command; for tests.
         show: Takes a line about each job.
     """
-    run = _Run(root, jobs, costs, show)
+    work = _Run(root, jobs, costs, show)
     threads = None if workers == 1 else max(cpu_cores() // workers, 1)
 
     def start(job):
@@ -72,16 +72,16 @@ def run(
         return Process(command, log, lock=lock, threads=threads)
 
     try:
-        while run.waiting or run.running:
-            run.drop_lost()
-            for job in run.ready()[: workers - len(run.running)]:
-                run.begin(job, start)
-            if not run.collect():
+        while work.waiting or work.running:
+            work.drop_lost()
+            for job in work.ready()[: workers - len(work.running)]:
+                work.begin(job, start)
+            if not work.collect():
                 time.sleep(_PAUSE)
     except BaseException:
-        run.interrupt()
+        work.interrupt()
         raise
-    return run.outcome
+    return work.outcome
 
 
 class _Run:
