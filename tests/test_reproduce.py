@@ -38,17 +38,17 @@ class TestPlan:
     def test_first_seed_comes_first(self):
         jobs = jobs_of(["table2"], seeds=2)
         seeds = [job.seed for job in jobs if isinstance(job, Training)]
-        assert seeds == [0] * 7 + [1] * 7
+        assert seeds == [0] * 8 + [1] * 8
 
     def test_studies_share_trainings(self):
         both = jobs_of(["table1", "table2"])
         apart = jobs_of(["table1"]) + jobs_of(["table2"])
         assert len(both) == len(set(apart)) < len(apart)
 
-    def test_table2_trains_every_location_and_the_twin(self):
+    def test_table2_trains_every_location_and_both_baselines(self):
         found = {j.name for j in jobs_of(["table2"]) if isinstance(j, Training)}
         assert found == {
-            *("adversarial", "pni_w", "pni_i", "pni_a_a", "pni_a_b"),
+            *("vanilla", "adversarial", "pni_w", "pni_i", "pni_a_a", "pni_a_b"),
             *("pni_w_a_a", "pni_w_a_b"),
         }
 
@@ -101,7 +101,7 @@ class TestRunner:
         assert not any(Stamp(tmp_path, job).is_done for job in jobs)
         before = (tmp_path / "calls").read_text()
         folder, outcome = run(tmp_path, scale=scale)
-        assert len(outcome.failed) == 7
+        assert len(outcome.failed) == 8
         for reason in outcome.failed.values():
             assert "run with other settings; remove" in reason
         assert (tmp_path / "calls").read_text() == before
