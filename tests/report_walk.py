@@ -5,6 +5,7 @@ import csv
 import json
 import re
 
+import numpy as np
 import pytest
 
 
@@ -69,14 +70,26 @@ def walk_table(folder, part, text):
         for cell, shown_cell in zip(row["cells"], shown, strict=True):
             if not cell or cell["value"] is None:
                 continue
-            found = []
+            found, spreads = [], []
             for seed in cell["seeds"]:
                 numbers = json.loads((folder / seed["file"]).read_text())
                 number = resolve(numbers, seed["pointer"])
                 found.append(1 - number if seed["one_minus"] else number)
                 assert seed["mean"] == found[-1]
+                entry = resolve(numbers, seed["pointer"].rpartition("/")[0])
+                assert seed["images"] == entry["images"]
+                if seed["pointer"].endswith("/accuracy_mean") and entry["draws"] > 1:
+                    spreads.append(entry["accuracy_std"])
             mean = sum(found) / len(found)
             assert cell["value"] == pytest.approx(mean, abs=1e-12)
             assert shown_cell.startswith((f"{100 * mean:.2f}", f"{mean:.3g}"))
+            if spreads:
+                squares = [spread**2 for spread in spreads]
+                spread = (sum(squares) / len(squares)) ** 0.5
+                assert shown_cell.startswith(f"{100 * mean:.2f} ± {100 * spread:.2f}")
+            if len(found) > 1:
+                spread = np.std(found, ddof=1)
+                ends = (f"(± {100 * spread:.2f})", f"(± {spread:.3g})")
+                assert any(end in shown_cell for end in ends)
             count += 1
     return count

@@ -1,5 +1,7 @@
 """Runs studies with commands that only write files, for tests of what uses them."""
 
+import csv
+import json
 import re
 import sys
 from pathlib import Path
@@ -11,6 +13,7 @@ from pni_tf.reproduce.costs import Costs
 from pni_tf.reproduce.jobs import in_order
 from pni_tf.reproduce.scales import SCALES
 from pni_tf.reproduce.studies import parts_of
+from pni_tf.reproduce.tables import Cell, Source
 
 DIGITS = SCALES["digits"]
 # Writes what bin/train and bin/evaluate write, with numbers drawn from their arguments.
@@ -74,3 +77,39 @@ def table_of(folder):
     text = (folder / "report.md").read_text()
     lines = [line for line in text.splitlines() if line.startswith("|")]
     return "\n".join(re.sub(r"<br>paper [^|]*", "", line) for line in lines)
+
+
+def cells_of(folder, *columns, paper=(), **fields):
+    """Writes results and returns a cell for each column.
+
+    A column has an accuracy for each seed, or the share of right draws on each image.
+    """
+    count = len(columns[0])
+    trainings = [DIGITS.training("pni_w", seed) for seed in range(count)]
+    jobs = [DIGITS.evaluation("white_box", training) for training in trainings]
+    entry = {"scenario": "row", "accuracy_std": 0.02, "images": 100, "draws": 1}
+    for seed, job in enumerate(jobs):
+        content, lines = {}, [["network", "scenario", "correct_draws", "draws"]]
+        for i, column in enumerate(columns):
+            numbers = {**entry, **fields}
+            shares = column[seed]
+            if isinstance(shares, list):
+                numbers["accuracy_mean"] = sum(shares) / len(shares)
+                numbers["images"] = len(shares)
+                draws = numbers["draws"]
+                lines += [[i, "row", round(share * draws), draws] for share in shares]
+            else:
+                numbers["accuracy_mean"] = shares
+            content[str(i)] = [numbers]
+        (folder / job.path).mkdir(parents=True)
+        (folder / job.result).write_text(json.dumps({"columns": content}))
+        if len(lines) > 1:
+            with (folder / job.path / "per_example.csv").open("w", newline="") as file:
+                csv.writer(file).writerows(lines)
+    return [
+        Cell(
+            sources=tuple(Source(evaluation=j, column=str(i), row="row") for j in jobs),
+            paper=paper[i] if paper else None,
+        )
+        for i in range(len(columns))
+    ]

@@ -1,6 +1,5 @@
 """The tables of a report and the numbers in them."""
 
-import dataclasses
 import json
 import re
 import shlex
@@ -8,14 +7,14 @@ import shutil
 
 import pytest
 from report_walk import walk
-from reproductions import DIGITS, jobs_of, run, table_of
+from reproductions import DIGITS, cells_of, jobs_of, run, table_of
 
 from pni_tf.reproduce import report
 from pni_tf.reproduce.builder import STRONG, paper_results
 from pni_tf.reproduce.scales import SCALES
 from pni_tf.reproduce.studies import parts_of
-from pni_tf.reproduce.tables import Alphas, Cell, Claim, Curves, Source, Table
-from pni_tf.reproduce.values import read, sentence
+from pni_tf.reproduce.tables import Alphas, Curves, Table
+from pni_tf.reproduce.values import read
 
 pytestmark = pytest.mark.usefixtures("without_processes")
 
@@ -58,37 +57,10 @@ def numbers_in(value, ignored=()):
         yield value
 
 
-def cells_of(folder, *columns, paper=(), **fields):
-    """Returns a cell for each list of accuracies, of which each seed has one."""
-    count = len(columns[0])
-    trainings = [DIGITS.training("pni_w", seed) for seed in range(count)]
-    jobs = [DIGITS.evaluation("white_box", training) for training in trainings]
-    entry = {"scenario": "row", "accuracy_std": 0.02, "images": 100, "draws": 1}
-    for seed, job in enumerate(jobs):
-        content = {
-            str(i): [{**entry, "accuracy_mean": column[seed], **fields}]
-            for i, column in enumerate(columns)
-        }
-        (folder / job.path).mkdir(parents=True)
-        (folder / job.result).write_text(json.dumps({"columns": content}))
-    return [
-        Cell(
-            sources=tuple(Source(evaluation=j, column=str(i), row="row") for j in jobs),
-            paper=paper[i] if paper else None,
-        )
-        for i in range(len(columns))
-    ]
-
-
 class TestValues:
     def test_draws_and_seeds_are_kept_apart(self, tmp_path):
         (cell,) = cells_of(tmp_path, [0.5, 0.7], draws=10)
         assert read(tmp_path, cell).text() == "60.00 ± 2.00 (± 14.14)"
-
-    def test_standard_error(self, tmp_path):
-        """0.6 * 0.4 over 100 images, and a variance of 0.02 over 2 seeds."""
-        (cell,) = cells_of(tmp_path, [0.5, 0.7])
-        assert read(tmp_path, cell).variance == pytest.approx(0.24 / 100 + 0.02 / 2)
 
     def test_a_seed_that_was_not_run_is_left_out(self, tmp_path):
         (cell,) = cells_of(tmp_path, [0.5, 0.7])
@@ -96,42 +68,6 @@ class TestValues:
         assert read(tmp_path, cell).text() == "50.00 [1 of 2 seeds]"
         (tmp_path / cell.sources[0].evaluation.result).write_text("{")
         assert read(tmp_path, cell) is None
-
-    @pytest.mark.parametrize(
-        ("ours", "words"),
-        [
-            (0.7, "+20.00 points (standard error 6.78; paper +6.80), so it holds"),
-            (0.3, "-20.00 points (standard error 6.78; paper +6.80), so the opposite"),
-            (0.55, "+5.00 points (standard error 7.05; paper +6.80), so no difference"),
-        ],
-    )
-    def test_sentence(self, ours, words, tmp_path):
-        paper = [(45.94, 0.1), 39.14]
-        cells = cells_of(tmp_path, [ours], [0.5], paper=paper)
-        claim = Claim(text="A against B", ours=cells[0], other=cells[1])
-        assert sentence(tmp_path, claim).startswith(f"A against B: {words}")
-
-    def test_few_seeds_show_less(self, tmp_path):
-        """The same difference of three standard errors, with one and with two seeds."""
-        one = cells_of(tmp_path / "one", [0.7], [0.5])
-        claim = Claim(text="A against B", ours=one[0], other=one[1])
-        assert sentence(tmp_path / "one", claim).endswith(
-            "it holds (one training each)."
-        )
-        two = cells_of(tmp_path / "two", [0.7, 0.7], [0.5, 0.5])
-        claim = Claim(text="A against B", ours=two[0], other=two[1])
-        # Student's t of two degrees of freedom: 4.30.
-        assert sentence(tmp_path / "two", claim).endswith("so no difference is shown.")
-
-    def test_norms_are_not_judged(self, tmp_path):
-        ours, other = cells_of(tmp_path, [1.5], [0.5], paper=[1.97, 1.97])
-        ours, other = (
-            dataclasses.replace(cell, percent=False) for cell in (ours, other)
-        )
-        claim = Claim(text="A against B", ours=ours, other=other, judge=False)
-        assert sentence(tmp_path, claim) == (
-            "A against B: 1.5 against 0.5 (paper: 1.97 against 1.97)."
-        )
 
 
 WORDS = {  # of a row, for the name of its training

@@ -104,11 +104,11 @@ def _head(root, scale, seeds, jobs, outcome, note):
         "How to read a cell: mean ± standard deviation over single draws of the noise "
         "(± standard deviation over training seeds), in percent unless its column says "
         "otherwise; below it what the paper says. A deterministic network has no "
-        "draws. A difference counts as shown if chance alone would be as large in at "
-        "most 5 % of cases: by Student's t over several training seeds, for one seed "
-        "by two standard errors of the choice of test images, which says nothing of "
-        "other trainings. Both networks saw the same images, which is not made use of: "
-        "small differences are missed rather than imagined.",
+        "draws. A difference is between verdicts on the same images, taken in pairs; "
+        "it counts as shown if chance alone would be as large in about 5 % of cases, "
+        "by Student's t. Chance is the choice of images and of training seeds, or, "
+        "where there is one seed, the draws of the noise: that says nothing of other "
+        "trainings.",
     ]
     if outcome.failed:
         failed = [

@@ -11,7 +11,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from pni_tf import files, plots
-from pni_tf.reproduce import values
+from pni_tf.reproduce import comparisons, values
 from pni_tf.reproduce.tables import Alphas, Cell, Curves, Listing, Part, Table
 
 _NOT_RUN = "not run"
@@ -39,7 +39,7 @@ def make(part: Part, root: Path, folder: Path, name: str) -> Section:
 
     Args:
         part: The part.
-        root: Folder of the reproduction, for figures that are there already.
+        root: Folder of the reproduction, for figures and verdicts on single images.
         folder: Folder of the report, with the results that count; figures go there.
         name: Name of a figure, without its ending.
     """
@@ -64,7 +64,7 @@ def _(part: Table, root: Path, folder: Path, name: str) -> Section:
         content.append({"label": label, "cells": list(map(_cell_json, cells, found))})
         for cell in cells:
             attacks |= _attacks(folder, cell)
-    sentences = [values.sentence(folder, claim) for claim in part.claims]
+    sentences = [comparisons.sentence(root, folder, claim) for claim in part.claims]
     return Section(
         lines=[
             _table(["", *part.columns], rows),

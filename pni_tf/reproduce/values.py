@@ -1,14 +1,12 @@
-"""Reads the numbers of cells, and says how sure they are."""
+"""Reads the numbers of cells."""
 
 import dataclasses
 import math
 import statistics
 from pathlib import Path
 
-import scipy.stats
-
 from pni_tf import files
-from pni_tf.reproduce.tables import Cell, Claim
+from pni_tf.reproduce.tables import Cell
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,18 +71,6 @@ class Value:
         """Number of images, of the seed that had the fewest."""
         return min(seed.images for seed in self.seeds)
 
-    @property
-    def variance(self) -> float:
-        """Squared standard error of a share, by the choice of images and of seeds.
-
-        The seeds have the images in common, so more of them do not make it smaller.
-        """
-        share = min(max(self.mean, 0.0), 1.0)
-        error = share * (1 - share) / self.images
-        if self.std_of_seeds is not None:
-            error += self.std_of_seeds**2 / len(self.seeds)
-        return error
-
     def text(self) -> str:
         """Returns `mean ± std over draws (± std over seeds)`."""
         factor, form = (100, ".2f") if self.percent else (1, ".3g")
@@ -128,38 +114,6 @@ def paper_text(cell: Cell) -> str:
     return f"{paper:g}" if isinstance(paper, float | int) else paper or ""
 
 
-def sentence(folder: Path, claim: Claim) -> str:
-    """Says whether a claim of the paper holds here."""
-    ours, other = read(folder, claim.ours), read(folder, claim.other)
-    if ours is None or other is None:
-        return f"{claim.text}: not run."
-    if not claim.judge:
-        papers = [paper_text(cell) for cell in (claim.ours, claim.other)]
-        known = f" (paper: {papers[0]} against {papers[1]})" if all(papers) else ""
-        return f"{claim.text}: {ours.text()} against {other.text()}{known}."
-    ours, other = _of_common_seeds(ours, other)
-    if ours is None:
-        return f"{claim.text}: not run."
-    difference = 100 * (ours.mean - other.mean)
-    error = 100 * math.sqrt(ours.variance + other.variance)
-    count = len(ours.seeds)
-    limit = scipy.stats.t.ppf(0.975, 2 * count - 2) if count > 1 else 2.0
-    if difference > limit * error:
-        verdict = "it holds"
-    elif difference < -limit * error:
-        verdict = "the opposite holds"
-    else:
-        verdict = "no difference is shown"
-    if count == 1:
-        verdict += " (one training each)"
-    paper = _paper_difference(claim)
-    known = f"; paper {paper:+.2f}" if paper is not None else ""
-    return (
-        f"{claim.text}: {difference:+.2f} points (standard error {error:.2f}{known}), "
-        f"so {verdict}."
-    )
-
-
 def _read_source(folder, source):
     content = files.read_json(folder / source.evaluation.result)
     found = source.entry(content) if content else None
@@ -180,25 +134,3 @@ def _read_source(folder, source):
         pointer=f"{pointer}/{source.field}",
         one_minus=source.one_minus,
     )
-
-
-def _of_common_seeds(*found):
-    common = set.intersection(*({seed.seed for seed in v.seeds} for v in found))
-    if not common:
-        return [None] * len(found)
-    return [
-        dataclasses.replace(
-            value, seeds=tuple(seed for seed in value.seeds if seed.seed in common)
-        )
-        for value in found
-    ]
-
-
-def _paper_difference(claim):
-    numbers = []
-    for cell in (claim.ours, claim.other):
-        paper = cell.paper[0] if isinstance(cell.paper, tuple) else cell.paper
-        if not isinstance(paper, float | int):
-            return None
-        numbers.append(paper)
-    return numbers[0] - numbers[1]
