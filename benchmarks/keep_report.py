@@ -25,7 +25,7 @@ def main():
     shutil.copytree(root / "report", folder)
     taken = {}
     for job in content["jobs"]:
-        if job["done"]:
+        if job["done"] and job["seconds"] >= 1:  # else it was there already
             taken.setdefault(job["key"], []).append(job["seconds"])
     costs = json.loads(COSTS.read_text())
     costs[content["scale"]] = {

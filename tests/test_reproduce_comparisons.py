@@ -9,8 +9,8 @@ import pytest
 import scipy.stats
 from reproductions import cells_of
 
-from pni_tf.reproduce.comparisons import compare, sentence
-from pni_tf.reproduce.tables import Claim
+from pni_tf.reproduce.comparisons import compare, sentences
+from pni_tf.reproduce.tables import Cell, Claim
 
 
 def claim_of(folder, *columns, **options):
@@ -77,7 +77,8 @@ class TestPairs:
             content["columns"]["0"][0]["accuracy_mean"] = 0.6
             (tmp_path / job.result).write_text(json.dumps(content))
         assert not compare(tmp_path, tmp_path, claim).paired
-        assert "; images not in pairs" in sentence(tmp_path, tmp_path, claim)
+        (found,) = sentences(tmp_path, tmp_path, [claim])
+        assert "; images not in pairs" in found
 
 
 class TestChance:
@@ -144,15 +145,15 @@ class TestSentence:
     def test_says_what_was_found(self, ours, words, tmp_path):
         verdict = {0.7: "it holds", 0.3: "the opposite holds"}
         claim = claim_of(tmp_path, [ours], [0.5], paper=[(45.94, 0.1), 39.14])
-        found = sentence(tmp_path, tmp_path, claim)
-        assert found == (
+        assert sentences(tmp_path, tmp_path, [claim]) == [
             f"A against B: {words}+6.80), so "
             f"{verdict.get(ours, 'no difference is shown')} (one training each)."
-        )
+        ]
 
     def test_several_trainings_are_not_remarked(self, tmp_path):
         claim = claim_of(tmp_path, [0.7, 0.7], [0.5, 0.5])
-        assert sentence(tmp_path, tmp_path, claim).endswith(", so it holds.")
+        (found,) = sentences(tmp_path, tmp_path, [claim])
+        assert found.endswith(", so it holds.")
 
     def test_norms_are_not_judged(self, tmp_path):
         claim = claim_of(tmp_path, [1.5], [0.5], paper=[1.97, 1.97])
@@ -161,13 +162,15 @@ class TestSentence:
             for cell in (claim.ours, claim.other)
         )
         claim = dataclasses.replace(claim, ours=ours, other=other, judge=False)
-        assert sentence(tmp_path, tmp_path, claim) == (
+        assert sentences(tmp_path, tmp_path, [claim]) == [
             "A against B: 1.5 against 0.5 (paper: 1.97 against 1.97)."
-        )
+        ]
 
-    def test_what_was_not_run(self, tmp_path):
-        claim = claim_of(tmp_path, [0.7], [0.5])
-        (tmp_path / claim.ours.sources[0].evaluation.result).unlink()
-        for judge in (True, False):
-            claim = dataclasses.replace(claim, judge=judge)
-            assert sentence(tmp_path, tmp_path, claim) == "A against B: not run."
+    def test_what_was_not_run_comes_last(self, tmp_path):
+        there = claim_of(tmp_path / "there", [0.7], [0.5])
+        gone = Claim(text="C against D", ours=there.ours, other=Cell())
+        norm = dataclasses.replace(gone, text="E against F", judge=False)
+        folder = tmp_path / "there"
+        found = sentences(folder, folder, [gone, norm, there])
+        assert found[0].startswith("A against B: +20.00 points")
+        assert found[1:] == ["Not run: C against D; E against F."]

@@ -153,7 +153,9 @@ class TestReport:
         text = (folder / "report.md").read_text()
         (rse,) = [line for line in text.splitlines() if line.startswith("| RSE")]
         assert rse.count("not run") == 7
-        words = "PNI-W against RSE, both by mean, under PGD-7 as in the paper: not run."
+        words = (
+            "- Not run: PNI-W against RSE, both by mean, under PGD-7 as in the paper; "
+        )
         assert words in text
         (pni,) = [line for line in text.splitlines() if line.startswith("| PNI-W, sin")]
         assert "not run" not in pni

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import functools
 import math
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -78,20 +79,27 @@ def compare(root: Path, folder: Path, claim: Claim) -> Comparison | None:
     )
 
 
-def sentence(root: Path, folder: Path, claim: Claim) -> str:
-    """Says whether a claim of the paper holds here; see `compare`."""
+def sentences(root: Path, folder: Path, claims: Iterable[Claim]) -> list[str]:
+    """Says which claims of the paper hold here, and last which ones are open."""
+    found = {claim.text: _sentence(root, folder, claim) for claim in claims}
+    missing = [text for text, sentence in found.items() if sentence is None]
+    said = [f"{text}: {sentence}" for text, sentence in found.items() if sentence]
+    return said + ([f"Not run: {'; '.join(missing)}."] if missing else [])
+
+
+def _sentence(root, folder, claim):
     if not claim.judge:
         return _side_by_side(folder, claim)
     found = compare(root, folder, claim)
     if found is None:
-        return f"{claim.text}: not run."
+        return None
     paper = _paper_difference(claim)
     notes = [f"standard error {found.error:.2f}"]
     notes += [] if found.paired else ["images not in pairs"]
     notes += [] if paper is None else [f"paper {paper:+.2f}"]
     trainings = " (one training each)" if found.seeds == 1 else ""
     return (
-        f"{claim.text}: {found.difference:+.2f} points ({'; '.join(notes)}), so "
+        f"{found.difference:+.2f} points ({'; '.join(notes)}), so "
         f"{found.verdict}{trainings}."
     )
 
@@ -99,10 +107,10 @@ def sentence(root: Path, folder: Path, claim: Claim) -> str:
 def _side_by_side(folder, claim):
     ours, other = read(folder, claim.ours), read(folder, claim.other)
     if ours is None or other is None:
-        return f"{claim.text}: not run."
+        return None
     papers = [paper_text(cell) for cell in (claim.ours, claim.other)]
     known = f" (paper: {papers[0]} against {papers[1]})" if all(papers) else ""
-    return f"{claim.text}: {ours.text()} against {other.text()}{known}."
+    return f"{ours.text()} against {other.text()}{known}."
 
 
 def _paper_difference(claim):

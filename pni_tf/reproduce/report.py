@@ -91,7 +91,8 @@ def _copy_results(root, folder, job):
 def _head(root, scale, seeds, jobs, outcome, note):
     done = [job for job in jobs if Stamp(root, job).is_done]
     seconds = sum(Stamp(root, job).seconds for job in jobs)
-    counts = f"{seeds or scale.seeds} training seeds"
+    count = seeds or scale.seeds
+    counts = f"{count} training seed{'s' if count > 1 else ''}"
     if seeds is None and len(scale.networks) > 1:
         counts += f" of {scale.main}, {scale.seeds_of_others} of other networks"
     machines = sorted({m for job in done if (m := Stamp(root, job).machine)})

@@ -64,7 +64,7 @@ def _(part: Table, root: Path, folder: Path, name: str) -> Section:
         content.append({"label": label, "cells": list(map(_cell_json, cells, found))})
         for cell in cells:
             attacks |= _attacks(folder, cell)
-    sentences = [comparisons.sentence(root, folder, claim) for claim in part.claims]
+    sentences = comparisons.sentences(root, folder, part.claims)
     return Section(
         lines=[
             _table(["", *part.columns], rows),
