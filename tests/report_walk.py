@@ -26,6 +26,7 @@ def walk(folder):
         assert all(f"- {sentence}" in text for sentence in part["sentences"])
         if "columns" in part:
             counts["cells"] += walk_table(folder, part, text)
+            counts["comparisons"] += walk_comparisons(part)
         elif "curves" in part:
             for label, line in part["curves"].items():
                 file = json.loads((folder / part["files"][label]).read_text())
@@ -37,10 +38,13 @@ def walk(folder):
                     assert y == entry["accuracy_mean"]
                     assert f"{100 * y:.2f}" in text
                     counts["points"] += 1
+                    if place == list(points)[-1]:
+                        assert f"{label} {100 * y:.2f}" in part["sentences"][-1]
         elif "pointer" in part:
             file = json.loads((folder / part["file"]).read_text())
-            assert resolve(file, part["pointer"])
+            entry = resolve(file, part["pointer"])
             assert all(" | ".join(row) in text for row in part["rows"])
+            LISTINGS[part["pointer"]](entry, part)
             counts["listings"] += 1
         elif "alphas" in part:
             for layer, series in part["alphas"].items():
@@ -54,6 +58,13 @@ def walk(folder):
                     assert found == last
                     assert f"{sum(last) / len(last):.3f}" in text
                     counts["alphas"] += len(last)
+            largest = collections.defaultdict(float)
+            for row in part["rows"]:
+                for label, found in row["alphas"].items():
+                    largest[label] = max(largest[label], *found)
+            (sentence,) = part["sentences"]
+            words = [f"{label} {alpha:.3f}" for label, alpha in largest.items()]
+            assert sentence.startswith(f"The largest alpha: {', '.join(words)}. In")
     return counts
 
 
@@ -68,6 +79,11 @@ def walk_table(folder, part, text):
         (line,) = {x for x in text.splitlines() if x.startswith(f"| {row['label']} | ")}
         shown = line.removesuffix(" |").split(" | ")[1:]
         for cell, shown_cell in zip(row["cells"], shown, strict=True):
+            if cell and cell["paper"] is not None:
+                paper = cell["paper"]
+                parts = paper if isinstance(paper, list) else [paper]
+                texts = [x if isinstance(x, str) else f"{x:g}" for x in parts]
+                assert shown_cell.endswith(f"<br>paper {' ± '.join(texts)}")
             if not cell or cell["value"] is None:
                 continue
             found, spreads = [], []
@@ -93,3 +109,86 @@ def walk_table(folder, part, text):
                 assert any(end in shown_cell for end in ends)
             count += 1
     return count
+
+
+def walk_comparisons(part):
+    """Checks differences against the cells, and verdicts against the intervals."""
+    cells = {
+        (row["label"], column): cell
+        for row in part["rows"]
+        for column, cell in zip(part["columns"], row["cells"], strict=True)
+    }
+    for found in part["comparisons"]:
+        sentence = found["sentence"]
+        assert sentence in part["sentences"]
+        means = []
+        for name in ("ours", "other"):
+            seeds = cells[tuple(found[name])]["seeds"]
+            shared = found.get("seeds", [seed["seed"] for seed in seeds])
+            kept = [seed["mean"] for seed in seeds if seed["seed"] in shared]
+            means.append(sum(kept) / len(kept))
+        if "interval" not in found:  # side by side
+            shown = [(f"{100 * mean:.2f}", f"{mean:.3g}") for mean in means]
+            ours, other = sentence.rpartition(": ")[2].split(" against ")[:2]
+            if " (paper: " in sentence:
+                ours = sentence.split(": ")[1].split(" against ")[0]
+                other = sentence.split(" against ")[2]
+            assert ours.startswith(shown[0])
+            assert other.startswith(shown[1])
+            continue
+        difference, (low, high) = 100 * (means[0] - means[1]), found["interval"]
+        assert found["difference"] == pytest.approx(difference, abs=1e-9)
+        assert (low + high) / 2 == pytest.approx(difference, abs=1e-9)
+        assert (
+            f": {difference:+.2f} points (95 % interval {low:+.2f} to {high:+.2f}"
+        ) in sentence
+        if low <= 0 <= high:
+            words = "so no difference is shown."
+        elif len(found["seeds"]) == 1:
+            words = "so these two differ, which one training each does not show of "
+            words += "others."
+        else:
+            words = "so it holds." if low > 0 else "so the opposite holds."
+        assert sentence.endswith(words)
+    return len(part["comparisons"])
+
+
+def checklist(entry, part):
+    for item, row in zip(entry["items"], part["rows"], strict=True):
+        assert (row[0], row[2]) == (item["name"], item["status"])
+        assert row[3] == ", ".join(
+            f"{name} {100 * value:.2f}" for name, value in item["numbers"].items()
+        )
+    for sentence, is_papers in zip(part["sentences"], (True, False), strict=True):
+        items = [i for i in entry["items"] if (i["source"] == "Table 7") == is_papers]
+        passed = sum(item["status"] == "PASS" for item in items)
+        assert sentence.startswith(f"PNI-W passes {passed} of the {len(items)} checks")
+
+
+def certificates(entry, part):
+    for found, row, sentence in zip(
+        entry, part["rows"], part["sentences"], strict=False
+    ):
+        shares = [
+            f"{100 * share:.2f}" for share in found["certified_accuracy"].values()
+        ]
+        assert row == [found["method"], *shares]
+        assert sentence.startswith(f"{found['method']}: half of the accuracy of ")
+        assert f" {shares[0]} % is certified at radius " in sentence
+
+
+def pictures(entry, part):
+    for found, row in zip(entry, part["rows"], strict=True):
+        assert row == [
+            str(found["image"]),
+            f"{found['label']}, {100 * found['confidence']:.2f} %",
+            f"{found['adversarial_label']}, "
+            f"{100 * found['adversarial_confidence']:.2f} %",
+        ]
+
+
+LISTINGS = {
+    "/checklist": checklist,
+    "/certificates": certificates,
+    "/pictures": pictures,
+}

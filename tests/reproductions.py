@@ -50,7 +50,7 @@ def run(
         show=show,
     )
     parts = {study: parts_of(study, scale, seeds) for study in studies}
-    return report.write(root, scale, parts, seeds, outcome), outcome
+    return report.write(root, scale, parts, seeds), outcome
 
 
 class Process:
@@ -79,14 +79,14 @@ def table_of(folder):
     return "\n".join(re.sub(r"<br>paper [^|]*", "", line) for line in lines)
 
 
-def cells_of(folder, *columns, paper=(), **fields):
+def cells_of(folder, *columns, paper=(), defence="pni_w", kind="white_box", **fields):
     """Writes results and returns a cell for each column.
 
     A column has an accuracy for each seed, or the share of right draws on each image.
     """
     count = len(columns[0])
-    trainings = [DIGITS.training("pni_w", seed) for seed in range(count)]
-    jobs = [DIGITS.evaluation("white_box", training) for training in trainings]
+    trainings = [DIGITS.training(defence, seed) for seed in range(count)]
+    jobs = [DIGITS.evaluation(kind, training) for training in trainings]
     entry = {"scenario": "row", "accuracy_std": 0.02, "images": 100, "draws": 1}
     for seed, job in enumerate(jobs):
         content, lines = {}, [["network", "scenario", "correct_draws", "draws"]]

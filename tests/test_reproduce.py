@@ -13,11 +13,12 @@ import pytest
 from reproductions import DIGITS, FAKE, commands, jobs_of, run, table_of
 
 from pni_tf.cli import evaluate, reproduce, train
-from pni_tf.reproduce import runner
+from pni_tf.reproduce import report, runner
 from pni_tf.reproduce.costs import Costs, duration
 from pni_tf.reproduce.jobs import Stamp, Training
 from pni_tf.reproduce.processes import Process
 from pni_tf.reproduce.scales import SCALES
+from pni_tf.reproduce.studies import parts_of
 
 pytestmark = pytest.mark.usefixtures("without_processes")
 
@@ -131,10 +132,16 @@ class TestRunner:
             in (folder / "report.md").read_text()
         )
         assert any("failed: training pni_i" in line for line in lines)
+        # It is still said where nothing is run.
+        parts = {"table2": parts_of("table2", DIGITS, 1)}
+        text = (report.write(tmp_path, DIGITS, parts, 1) / "report.md").read_text()
+        assert "training pni_i, seed 0: status 1: error: what went wrong" in text
+        assert "strong of pni_i, seed 0: needs one of these" in text
         # The next time it works.
         folder, outcome = run(tmp_path)
         assert not outcome.failed
         assert "not run" not in (folder / "report.md").read_text()
+        assert "**Failed:**" not in (folder / "report.md").read_text()
 
     def test_a_result_that_was_damaged_is_made_again(self, tmp_path):
         run(tmp_path)
@@ -278,8 +285,14 @@ class TestCosts:
         assert costs.of(self.job("madry")) == 5.0
         costs.add(self.job("pni_w"), 60.0)  # three times as slow
         assert costs.of(self.job("madry")) == 15.0
-        left = [self.job("madry"), self.job("pni_i"), self.job("vanilla")]
+        strong = DIGITS.evaluation("strong", self.job())
+        left = [self.job("madry"), self.job("pni_i"), strong]
         assert costs.left(left) == "about 39 s and 1 jobs of unknown cost"
+
+    def test_other_networks_give_a_rough_estimate(self, tmp_path):
+        costs = Costs(tmp_path, [], {"training pni_w": 20.0, "strong of pni_w": 7.0})
+        costs.add(self.job("madry"), 60.0)
+        assert costs.of(self.job("vanilla")) == 40.0
 
     def test_several_jobs_at_once_take_less(self, tmp_path):
         costs = Costs(tmp_path, [], {"training pni_w": 90.0}, workers=2)

@@ -1,5 +1,6 @@
 """The tables of a report and the numbers in them."""
 
+import csv
 import json
 import re
 import shlex
@@ -10,51 +11,13 @@ from report_walk import walk
 from reproductions import DIGITS, cells_of, jobs_of, run, table_of
 
 from pni_tf.reproduce import report
-from pni_tf.reproduce.builder import STRONG, paper_results
+from pni_tf.reproduce.builder import STRONG
 from pni_tf.reproduce.scales import SCALES
 from pni_tf.reproduce.studies import parts_of
-from pni_tf.reproduce.tables import Alphas, Curves, Table
+from pni_tf.reproduce.tables import Table
 from pni_tf.reproduce.values import read
 
 pytestmark = pytest.mark.usefixtures("without_processes")
-
-
-class TestPaper:
-    def test_every_number_of_the_paper_is_in_a_table(self):
-        scale = SCALES["paper"]
-        shown = []
-        for study in scale.studies:
-            for part in parts_of(study, scale, 1):
-                if isinstance(part, Table):
-                    shown += [cell.paper for _, row in part.rows for cell in row]
-                elif isinstance(part, Alphas):
-                    shown += [
-                        a for column in part.paper.values() for a in column.values()
-                    ]
-                elif isinstance(part, Curves):
-                    shown += [y for _, ys in part.paper.values() for y in ys]
-        shown = {number for value in shown for number in numbers_in(value)}
-        ignored = ("parameters", "epsilon", "steps")
-        for number in numbers_in(paper_results(), ignored):
-            assert number in shown
-
-    def test_a_scale_of_other_networks_shows_them_too(self):
-        (table,) = parts_of("table3", DIGITS, 1)
-        rows = {label: cells[1].paper for label, cells in table.rows}
-        assert rows["resnet8 (paper: ResNet-20), fair twin"] == (39.1, 0.1)
-        assert rows["resnet20 (paper: ResNet-32), fair twin"] == (42.1, 0)
-
-
-def numbers_in(value, ignored=()):
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            if key not in ignored:
-                yield from numbers_in(inner, ignored)
-    elif isinstance(value, list | tuple):
-        for inner in value:
-            yield from numbers_in(inner, ignored)
-    elif isinstance(value, int | float):
-        yield value
 
 
 class TestValues:
@@ -65,7 +28,7 @@ class TestValues:
     def test_a_seed_that_was_not_run_is_left_out(self, tmp_path):
         (cell,) = cells_of(tmp_path, [0.5, 0.7])
         (tmp_path / cell.sources[1].evaluation.result).unlink()
-        assert read(tmp_path, cell).text() == "50.00 [1 of 2 seeds]"
+        assert read(tmp_path, cell).text() == "50.00 [1 of 2 seeds run]"
         (tmp_path / cell.sources[0].evaluation.result).write_text("{")
         assert read(tmp_path, cell) is None
 
@@ -106,6 +69,23 @@ def column_of(label):
 
 
 class TestReport:
+    def test_a_seed_that_claims_nothing_was_run_all_the_same(self, tmp_path):
+        run(tmp_path, ["table4"], 2)
+        for seed, words in (
+            (0, r"0\.\d+ \[none claimed by 1 of 2 seeds\]"),
+            (1, "none"),
+        ):
+            path = f"evaluations/vanilla_seed{seed}/cw/evaluation.json"
+            result = tmp_path / path
+            content = json.loads(result.read_text())
+            for entry in content["columns"]["model"]:
+                entry["l2_mean_of_claimed"] = None
+            result.write_text(json.dumps(content))
+            parts = {"table4": parts_of("table4", DIGITS, 2)}
+            folder = report.write(tmp_path, DIGITS, parts, 2)
+            text = (folder / "report.md").read_text()
+            assert re.search(rf"\| resnet8, no defence \| {words}", text)
+
     @pytest.mark.parametrize("study", ["table1", "table2", "table3", "table6"])
     def test_cells_are_what_their_headings_say(self, study, tmp_path):
         folder, _ = run(tmp_path, [study], 2)
@@ -127,13 +107,15 @@ class TestReport:
                     assert found.evaluation.kind == kind
                     defence = found.evaluation.training.name
                     assert normal(defence) in normal(label)
-                first = text.split("<br>")[0]
+                first = text.split("<br>")[0].removesuffix(" (n = 10)")
                 assert first == (read(folder, cell).text() if cell.sources else "–")
 
     def test_every_number_is_in_a_file(self, tmp_path):
         folder, _ = run(tmp_path, DIGITS.studies, 2)
         counts = walk(folder)
-        assert counts.keys() == {"cells", "points", "listings", "series", "alphas"}
+        assert counts.keys() == {
+            *("cells", "comparisons", "points", "listings", "series", "alphas"),
+        }
         assert "not run" not in (folder / "report.md").read_text().lower()
 
     def test_each_cell_has_a_command(self, tmp_path):
@@ -176,15 +158,22 @@ class TestReport:
 
     def test_fewer_images_are_pointed_out(self, tmp_path):
         folder, _ = run(tmp_path, ["table2"])
-        result = tmp_path / "evaluations/pni_i_seed0/strong/evaluation.json"
-        result.write_text(result.read_text().replace('"images": 100', '"images": 40'))
-        parts = {"table2": parts_of("table2", DIGITS, 1)}
-        report.write(tmp_path, DIGITS, parts, 1)
+        """With what the other attacks do on the same images, which are the first."""
         text = (folder / "report.md").read_text()
         (row,) = [x for x in text.splitlines() if x.startswith("| PNI-I, with PNI")]
-        cells = row.split(" | ")
-        assert [cell.endswith("(n = 40) |") for cell in cells] == [False] * 7 + [True]
-        assert f"{STRONG}: 100 or 40 images" in text
+        *others, strong = row.strip("| ").split(" | ")
+        assert strong.endswith("(n = 10)")
+        assert not any("n = " in other for other in others)
+        assert f"{STRONG}: 10 images" in text
+        path = tmp_path / "evaluations/pni_i_seed0/white_box/per_example.csv"
+        with path.open(newline="") as file:
+            right = [
+                int(line["correct_draws"])
+                for line in csv.DictReader(file)
+                if (line["network"], line["scenario"]) == ("noise on", "worst case")
+            ]
+        ours = strong.split(" ")[0]
+        assert f"; PNI-I, with PNI {ours} against {sum(right[:10]):.2f}; " in text
 
     def test_html_needs_no_other_file(self, tmp_path):
         folder, _ = run(tmp_path, ["figure2", "figure3"])
@@ -205,6 +194,21 @@ class TestReport:
         parts = {"table2": parts_of("table2", DIGITS, 1)}
         kept = report.write(tmp_path / "two", DIGITS, parts, 1)
         assert table_of(kept) == table_of(folder)
+
+    def test_a_training_that_was_removed_leaves_the_report(self, tmp_path):
+        folder, _ = run(tmp_path, ["figure2"])
+        assert list(folder.glob("trainings/pni_w_seed0/*"))
+        for path in [*tmp_path.glob("jobs/*"), *tmp_path.glob("trainings/*/*")]:
+            path.unlink()
+        parts = {"figure2": parts_of("figure2", DIGITS, 1)}
+        report.write(tmp_path, DIGITS, parts, 1)
+        assert not list(folder.glob("trainings/pni_w_seed0/*"))
+        assert "Not run." in (folder / "report.md").read_text()
+
+    def test_a_scale_says_what_it_lacks(self, tmp_path):
+        folder = report.write(tmp_path, SCALES["cpu"], {}, 1)
+        text = (folder / "report.md").read_text()
+        assert "Not on this scale: table3, table4, table5, table7." in text
 
     def test_results_that_became_stale_leave_the_report(self, tmp_path):
         folder, _ = run(tmp_path, ["table2"])

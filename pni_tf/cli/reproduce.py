@@ -29,7 +29,7 @@ def _define():
     flags.DEFINE_list(
         "study",
         ["all"],
-        "Studies: table1 to table7, figure1 to figure3, or all.",
+        "Studies: table1 to table7, figure1 to figure3, mnist (CPU scale), or all.",
         module_name=WORK,
     )
     flags.DEFINE_enum(
@@ -94,7 +94,7 @@ def _define():
 def main() -> int:
     from pni_tf.reproduce import report, runner
     from pni_tf.reproduce.costs import Costs, reference_costs
-    from pni_tf.reproduce.jobs import Stamp
+    from pni_tf.reproduce.jobs import Stamp, in_order
     from pni_tf.reproduce.scales import SCALES
     from pni_tf.reproduce.studies import parts_of
 
@@ -103,7 +103,8 @@ def main() -> int:
     studies = _studies(given.study, scale)
     root = Path(given.output_dir or f"reproduction/{scale.name}")
     parts = {study: parts_of(study, scale, given.seeds) for study in scale.studies}
-    jobs = _jobs(given.networks, [part for s in studies for part in parts[s]])
+    asked = in_order([job for s in studies for part in parts[s] for job in part.jobs])
+    jobs = _chosen(asked, given.networks)
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -133,12 +134,11 @@ def main() -> int:
         finally:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it takes a second
             for study in set(parts) - set(studies):
-                every = [job for part in parts[study] for job in part.jobs]
-                if not any(Stamp(root, job).is_done for job in every):
-                    del parts[study]  # nothing of it was ever asked for
-            folder = report.write(
-                root, scale, parts, given.seeds, outcome, note=_note(root, given.note)
-            )
+                own = {job for part in parts[study] for job in part.jobs} - {*asked}
+                if not any(Stamp(root, job).is_done for job in own):
+                    del parts[study]  # what is there is by the studies asked for
+            note = _note(root, given.note)
+            folder = report.write(root, scale, parts, given.seeds, note=note)
             print(f"The report is in {folder}", flush=True)
     return 1 if outcome.failed else 0
 
@@ -161,11 +161,10 @@ def _studies(names: list[str], scale) -> list[str]:
     return [study for study in scale.studies if study in names]
 
 
-def _jobs(networks, parts):
-    """Returns what the parts need, as far as it needs only these networks."""
-    from pni_tf.reproduce.jobs import Training, in_order
+def _chosen(jobs, networks):
+    """Returns the jobs that need only these networks."""
+    from pni_tf.reproduce.jobs import Training
 
-    jobs = in_order([job for part in parts for job in part.jobs])
     if networks is None:
         return jobs
     known = dict.fromkeys(job.name for job in jobs if isinstance(job, Training))

@@ -15,7 +15,8 @@ _STRICT_NOTE = (
     "attack averages over {k} draws of the noise. Noise-off-crafted: examples made "
     "without the noise, scored with it. Worst case: for each image the attack that "
     "does best, of all in this table but the strong suite. Strong suite: the "
-    "per-example union of the attacks of `--suite=strong`, each in expectation."
+    "per-example union of the attacks of `--suite=strong`, on a random network each in "
+    "expectation over {strong} draws."
 )
 
 
@@ -115,4 +116,7 @@ class Builder:
     @property
     def strict_note(self) -> str:
         """What these are."""
-        return _STRICT_NOTE.format(k=self.scale.expectation)
+        flags = dict(f.split("=") for f in self.scale.evaluations["strong"])
+        return _STRICT_NOTE.format(
+            k=self.scale.expectation, strong=flags["--expectation"]
+        )

@@ -4,7 +4,7 @@ import csv
 import dataclasses
 import functools
 import math
-from collections.abc import Iterable
+import statistics
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ import scipy.stats
 
 from pni_tf import files
 from pni_tf.reproduce.tables import Claim, Source
-from pni_tf.reproduce.values import Value, paper_text, read
+from pni_tf.reproduce.values import Value, read
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,22 +25,30 @@ class Comparison:
         limit: What `difference / error` exceeds, either way, in about 5 % of cases if
             there is no difference.
         paired: Whether the verdicts were compared image by image.
-        seeds: Number of training seeds.
+        seeds: The training seeds that both have.
     """
 
     difference: float
     error: float
     limit: float
     paired: bool
-    seeds: int
+    seeds: tuple[int, ...]
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % confidence interval of the difference."""
+        half = self.limit * self.error
+        return self.difference - half, self.difference + half
 
     @property
     def verdict(self) -> str:
-        if self.difference > self.limit * self.error:
-            return "it holds"
-        if self.difference < -self.limit * self.error:
-            return "the opposite holds"
-        return "no difference is shown"
+        """What it shows: of one training each, nothing about other trainings."""
+        low, high = self.interval
+        if low <= 0 <= high:
+            return "no difference is shown"
+        if len(self.seeds) == 1:
+            return "these two differ, which one training each does not show of others"
+        return "it holds" if low > 0 else "the opposite holds"
 
 
 def compare(root: Path, folder: Path, claim: Claim) -> Comparison | None:
@@ -67,7 +75,7 @@ def compare(root: Path, folder: Path, claim: Claim) -> Comparison | None:
         images = [_variance_of_share(value) for value in (ours, other)]
     else:
         images = [_variance_of_pairs(pairs)]
-    parts = [*images, *_variance_of_chance(ours), *_variance_of_chance(other)]
+    parts = [*images, *_variance_of_trainings(claim, ours, other)]
     total = sum(variance for variance, _ in parts)
     freedom = total**2 / sum(variance**2 / df for variance, df in parts)
     return Comparison(
@@ -75,52 +83,14 @@ def compare(root: Path, folder: Path, claim: Claim) -> Comparison | None:
         error=100 * math.sqrt(total),
         limit=float(scipy.stats.t.ppf(0.975, freedom)),
         paired=pairs is not None,
-        seeds=len(seeds),
+        seeds=tuple(sorted(seeds)),
     )
 
 
-def sentences(root: Path, folder: Path, claims: Iterable[Claim]) -> list[str]:
-    """Says which claims of the paper hold here, and last which ones are open."""
-    found = {claim.text: _sentence(root, folder, claim) for claim in claims}
-    missing = [text for text, sentence in found.items() if sentence is None]
-    said = [f"{text}: {sentence}" for text, sentence in found.items() if sentence]
-    return said + ([f"Not run: {'; '.join(missing)}."] if missing else [])
-
-
-def _sentence(root, folder, claim):
-    if not claim.judge:
-        return _side_by_side(folder, claim)
-    found = compare(root, folder, claim)
-    if found is None:
-        return None
-    paper = _paper_difference(claim)
-    notes = [f"standard error {found.error:.2f}"]
-    notes += [] if found.paired else ["images not in pairs"]
-    notes += [] if paper is None else [f"paper {paper:+.2f}"]
-    trainings = " (one training each)" if found.seeds == 1 else ""
-    return (
-        f"{found.difference:+.2f} points ({'; '.join(notes)}), so "
-        f"{found.verdict}{trainings}."
-    )
-
-
-def _side_by_side(folder, claim):
-    ours, other = read(folder, claim.ours), read(folder, claim.other)
-    if ours is None or other is None:
-        return None
-    papers = [paper_text(cell) for cell in (claim.ours, claim.other)]
-    known = f" (paper: {papers[0]} against {papers[1]})" if all(papers) else ""
-    return f"{ours.text()} against {other.text()}{known}."
-
-
-def _paper_difference(claim):
-    numbers = []
-    for cell in (claim.ours, claim.other):
-        paper = cell.paper[0] if isinstance(cell.paper, tuple) else cell.paper
-        if not isinstance(paper, float | int):
-            return None
-        numbers.append(paper)
-    return numbers[0] - numbers[1]
+def accuracy_on_first(root: Path, folder: Path, source: Source, images: int):
+    """Returns the accuracy on the first images only; None if it is not known."""
+    shares = _shares(root, folder, source)
+    return None if shares is None else float(np.mean(shares[:images]))
 
 
 def _of_seeds(value, seeds):
@@ -151,13 +121,21 @@ def _variance_of_pairs(differences: np.ndarray) -> tuple[float, int]:
     return float(squares) / count**2, count - 1
 
 
-def _variance_of_chance(value: Value) -> list[tuple[float, int]]:
+def _variance_of_trainings(claim, ours, other) -> list[tuple[float, int]]:
     """Returns the same of the training seeds; of a single one, of the draws."""
-    count = len(value.seeds)
-    if count > 1:
-        return [(value.std_of_seeds**2 / count, count - 1)]
-    (seed,) = value.seeds
-    return [] if seed.std is None else [(seed.std**2 / seed.draws, seed.draws - 1)]
+    count = len(ours.seeds)
+    if count == 1:
+        drawn = [seed for value in (ours, other) for seed in value.seeds if seed.std]
+        return [(seed.std**2 / seed.draws, seed.draws - 1) for seed in drawn]
+    if _trainings(claim.ours) == _trainings(claim.other):  # one network, twice
+        means = [{seed.seed: seed.mean for seed in v.seeds} for v in (ours, other)]
+        differences = [means[0][seed] - means[1][seed] for seed in means[0]]
+        return [(statistics.variance(differences) / count, count - 1)]
+    return [(value.std_of_seeds**2 / count, count - 1) for value in (ours, other)]
+
+
+def _trainings(cell):
+    return [source.evaluation.training for source in cell.sources]
 
 
 def _differences(root, folder, claim, seeds):
@@ -178,11 +156,13 @@ def _differences(root, folder, claim, seeds):
 
 
 def _shares(root, folder, source: Source) -> np.ndarray | None:
-    """Returns the share of draws that are right by image."""
+    """Returns the share of draws that are right by image; None if it is not known."""
     path = root / source.evaluation.path / "per_example.csv"
-    _, entry = source.entry(files.read_json(folder / source.evaluation.result))
-    if source.field != "accuracy_mean" or not path.exists():
+    content = files.read_json(folder / source.evaluation.result)
+    found = source.entry(content) if content else None
+    if found is None or source.field != "accuracy_mean" or not path.exists():
         return None
+    _, entry = found
     shares = _read(path, path.stat().st_mtime_ns).get(
         (source.column, entry["scenario"]), np.zeros(0)
     )

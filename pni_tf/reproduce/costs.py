@@ -37,12 +37,23 @@ class Costs:
         self.measured.setdefault(job.key, []).append(seconds)
 
     def of(self, job: Job) -> float | None:
-        """Returns seconds, or None if nothing is known."""
+        """Returns seconds, as well as they are known; None if nothing is.
+
+        By other seeds, by the reference, or roughly by such jobs of other networks.
+        """
         if job.key in self.measured:
             return statistics.mean(self.measured[job.key])
         if job.key in self.reference:
             return self._slowness() * self.reference[job.key]
-        return None
+        return self._of_its_kind(job)
+
+    def _of_its_kind(self, job):
+        """Returns what such jobs take of other networks; None without any."""
+        kind = job.key.partition(" ")[0]
+        known = {k: self._slowness() * v for k, v in self.reference.items()}
+        known |= {k: statistics.mean(v) for k, v in self.measured.items()}
+        found = [v for k, v in known.items() if k.partition(" ")[0] == kind]
+        return statistics.mean(found) if found else None
 
     def left(self, jobs: list[Job]) -> str:
         """Returns how long the jobs will take, in words."""

@@ -160,10 +160,17 @@ class Stamp:
         """Returns what `write` wrote; nothing if there is none."""
         return files.read_json(self.path) or {}
 
-    def write(self, *, done: bool, seconds: float) -> None:
-        """Adds a run; `seconds` counts all of them, those that were interrupted too."""
+    def write(self, *, done: bool, seconds: float, failed: str | None = None) -> None:
+        """Adds a run; `seconds` counts all of them, those that were interrupted too.
+
+        Args:
+            done: Whether the job is done.
+            seconds: What this run has taken.
+            failed: Why it failed, if it did.
+        """
         content = {
             "done": done,
+            "failed": failed,
             "seconds": self.seconds + seconds,
             "arguments": self._arguments(),
             "inputs": self._inputs(),
@@ -191,6 +198,17 @@ class Stamp:
             and self._is_current(content)
             and all(Stamp(self.root, needed).is_done for needed in self.job.needs)
         )
+
+    @property
+    def failed(self) -> str | None:
+        """Why its last run failed, or why it cannot run; None if neither is so."""
+        content = self.read()
+        if isinstance(self.job, Training) and self.has_other_settings:
+            # Hours of work, maybe: to throw them away is not for us.
+            folder = self.root / self.job.path
+            why = f"remove {folder} and {self.path} to train it again"
+            return f"it was run with other settings; {why}"
+        return content.get("failed") if self._is_current(content) else None
 
     @property
     def machine(self) -> str:

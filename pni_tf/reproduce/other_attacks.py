@@ -143,7 +143,7 @@ def table5(build: Builder) -> list[Part]:
             note="A is the fair twin, B the network of the row. ZOO draws new noise at "
             "each query, as an attacker from outside meets it; its finite differences "
             "are then nearly all noise, so little success proves nothing. The last "
-            "columns are white-box attacks, of Table 2." + NOISE_OFF,
+            "columns are white-box attacks on the same networks." + NOISE_OFF,
         )
     ]
 

@@ -13,8 +13,9 @@ from pni_tf import files
 from pni_tf.reproduce import sections
 from pni_tf.reproduce.costs import duration
 from pni_tf.reproduce.jobs import Evaluation, Stamp, in_order
-from pni_tf.reproduce.runner import Outcome, shell
+from pni_tf.reproduce.runner import shell
 from pni_tf.reproduce.scales import Scale
+from pni_tf.reproduce.studies import STUDIES
 from pni_tf.reproduce.tables import Part, Table
 
 _STYLE = """
@@ -25,6 +26,18 @@ th { background: #f2f2f2; }
 pre { overflow-x: auto; background: #f7f7f7; padding: 0.7em; font-size: 0.85em; }
 img { max-width: 100%; }
 """
+_READING = """\
+How to read a cell: mean ± standard deviation over single draws of the noise (± standard
+deviation over training seeds), in percent unless its column says otherwise; below it
+what the paper says. A deterministic network has no draws; – is for what does not exist.
+PNI-W has its noise on the weights, PNI-I on the images, PNI-A-a and PNI-A-b on the
+outputs and on the inputs of convolutions and dense layers. The fair twin is the same
+training without noise.
+
+A difference is between verdicts on the same images, taken in pairs, with its 95 %
+confidence interval by Student's t. What counts as chance is the choice of images and of
+training seeds, or, where there is one seed, the draws of the noise: that says nothing
+of other trainings. Of many comparisons one in twenty leaves its interval by chance."""
 
 
 def write(
@@ -32,7 +45,6 @@ def write(
     scale: Scale,
     studies: dict[str, list[Part]],
     seeds: int | None,
-    outcome: Outcome | None = None,
     *,
     note: str = "",
 ) -> Path:
@@ -46,17 +58,15 @@ def write(
         scale: What the studies were run on.
         studies: The parts of each study.
         seeds: Number of training seeds; None for what the scale says.
-        outcome: What failed, if anything was run.
         note: What readers must know of this run.
     """
-    outcome = outcome or Outcome()
     folder = root / "report"
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     parts_of_all = [part for parts in studies.values() for part in parts]
     jobs = in_order([job for part in parts_of_all for job in part.jobs])
     for job in jobs:
         _copy_results(root, folder, job)
-    lines = [_head(root, scale, seeds, jobs, outcome, note)]
+    lines = [_head(root, scale, seeds, jobs, note)]
     content = {"scale": scale.name, "training_seeds": seeds, "parts": []}
     for study, parts in studies.items():
         for i, part in enumerate(parts):
@@ -67,7 +77,7 @@ def write(
             content["parts"].append(
                 {"study": study, "title": part.title, **section.content}
             )
-    content["jobs"] = [_job(root, job, outcome) for job in jobs]
+    content["jobs"] = [_job(root, job) for job in jobs]
     text = "\n\n".join(filter(None, lines)) + "\n"
     files.write_text(folder / "report.md", text)
     files.write_text(folder / "report.html", _to_html(text, folder, scale))
@@ -84,11 +94,11 @@ def _copy_results(root, folder, job):
         if stamp.is_done and source.exists():
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, copy)
-        elif stamp.read():  # run again since, or under other settings
+        elif (root / "jobs").exists():  # else only the report was kept
             copy.unlink(missing_ok=True)
 
 
-def _head(root, scale, seeds, jobs, outcome, note):
+def _head(root, scale, seeds, jobs, note):
     done = [job for job in jobs if Stamp(root, job).is_done]
     seconds = sum(Stamp(root, job).seconds for job in jobs)
     count = seeds or scale.seeds
@@ -102,22 +112,27 @@ def _head(root, scale, seeds, jobs, outcome, note):
         f"{len(done)} of {len(jobs)} jobs are done, in {duration(seconds)} together"
         f"{' by ' if machines else ''}{' and '.join(machines)}.",
         note,
-        "How to read a cell: mean ± standard deviation over single draws of the noise "
-        "(± standard deviation over training seeds), in percent unless its column says "
-        "otherwise; below it what the paper says. A deterministic network has no "
-        "draws. A difference is between verdicts on the same images, taken in pairs; "
-        "it counts as shown if chance alone would be as large in about 5 % of cases, "
-        "by Student's t. Chance is the choice of images and of training seeds, or, "
-        "where there is one seed, the draws of the noise: that says nothing of other "
-        "trainings.",
+        _READING,
+        _missing_studies(scale),
+        _failures(root, jobs),
     ]
-    if outcome.failed:
-        failed = [
-            f"- {job.title}: {html.escape(why)}" for job, why in outcome.failed.items()
-        ]
-        failed += [f"- {job.title}: needs one of these" for job in outcome.skipped]
-        text.append("**Failed:**\n\n" + "\n".join(failed))
     return "\n\n".join(filter(None, text))
+
+
+def _missing_studies(scale):
+    missing = [name for name in STUDIES if name not in (*scale.studies, "mnist")]
+    return f"Not on this scale: {', '.join(missing)}." if missing else ""
+
+
+def _failures(root, jobs):
+    failed = {job: why for job in jobs if (why := Stamp(root, job).failed)}
+    lines = [f"- {job.title}: {html.escape(why)}" for job, why in failed.items()]
+    lines += [
+        f"- {job.title}: needs one of these"
+        for job in jobs
+        if not Stamp(root, job).is_done and not failed.keys().isdisjoint(job.needs)
+    ]
+    return "**Failed:**\n\n" + "\n".join(lines) if lines else ""
 
 
 def _details(root, part, attacks):
@@ -150,7 +165,7 @@ def _cells_by_job(part):
     return found
 
 
-def _job(root, job, outcome):
+def _job(root, job):
     stamp = Stamp(root, job)
     return {
         "title": job.title,
@@ -159,7 +174,7 @@ def _job(root, job, outcome):
         "done": stamp.is_done,
         "seconds": round(stamp.seconds, 1),
         "command": shell(job, root),
-        "failed": outcome.failed.get(job),
+        "failed": stamp.failed,
     }
 
 

@@ -115,9 +115,7 @@ class _Run:
         self.waiting.remove(job)
         stamp = Stamp(self.root, job)
         if stamp.has_other_settings and isinstance(job, Training):
-            # Hours of work, maybe: to throw them away is not for us.
-            why = f"remove {self.root / job.path} and {stamp.path} to train it again"
-            self._fail(job, f"it was run with other settings; {why}")
+            self._fail(job, stamp.failed)
             return
         begin = time.monotonic()
         self.running[job] = (start(job), begin)
@@ -128,7 +126,8 @@ class _Run:
         for job in ended:
             process, begin = self.running.pop(job)
             reason, stamp = process.wait(), Stamp(self.root, job)
-            stamp.write(done=reason is None, seconds=time.monotonic() - begin)
+            seconds = time.monotonic() - begin
+            stamp.write(done=reason is None, seconds=seconds, failed=reason)
             if reason is None:
                 self.costs.add(job, stamp.seconds)
             else:

@@ -11,7 +11,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from pni_tf import files, plots
-from pni_tf.reproduce import comparisons, values
+from pni_tf.reproduce import sentences, values
 from pni_tf.reproduce.tables import Alphas, Cell, Curves, Listing, Part, Table
 
 _NOT_RUN = "not run"
@@ -64,17 +64,17 @@ def _(part: Table, root: Path, folder: Path, name: str) -> Section:
         content.append({"label": label, "cells": list(map(_cell_json, cells, found))})
         for cell in cells:
             attacks |= _attacks(folder, cell)
-    sentences = comparisons.sentences(root, folder, part.claims)
+    said, comparisons = sentences.about(root, folder, part)
+    sizes = _sizes(folder, part)
+    if any(" (n = " in text for row in rows for text in row):
+        sizes += " n: on the first n images only, which may be easier or harder."
     return Section(
-        lines=[
-            _table(["", *part.columns], rows),
-            _bullets(sentences),
-            f"{part.note} {_sizes(folder, part)}",
-        ],
+        lines=[_table(["", *part.columns], rows), _bullets(said), part.note, sizes],
         content={
             "columns": list(part.columns),
             "rows": content,
-            "sentences": sentences,
+            "sentences": said,
+            "comparisons": comparisons,
         },
         attacks=attacks,
     )
@@ -172,12 +172,12 @@ def _(part: Curves, root: Path, folder: Path, name: str) -> Section:
     ]
     missing = [label for label in part.evaluations if label not in lines]
     rows += [[label, *[_NOT_RUN] * max(len(places), 1)] for label in missing]
-    sentences = _of_curves(part, lines)
+    said = _of_curves(part, lines)
     return Section(
         lines=[
             _save(figure, folder, name, part.title),
             _table([part.kind, *(f"{x:.3g}" for x in places or [0])], rows),
-            _bullets(sentences),
+            _bullets(said),
             "Accuracy in percent under PGD with the step 2.5 × epsilon / steps (over "
             "epsilon 20 steps), first seed. Dashed: the paper's ResNet-18, whose step "
             f"stays 0.01 (over epsilon 7 steps). Images: {', '.join(sizes) or 'none'}.",
@@ -192,7 +192,7 @@ def _(part: Curves, root: Path, folder: Path, name: str) -> Section:
                 label: f"/curves/{part.kind}/{part.evaluations[label][1]}"
                 for label in lines
             },
-            "sentences": sentences,
+            "sentences": said,
         },
         attacks=attacks,
     )
@@ -205,14 +205,13 @@ def _of_curves(part, lines):
     ours, other = (lines[label] for label in part.compared)
     names = " against ".join(part.compared)
     above = sum(ours[x]["accuracy_mean"] > other[x]["accuracy_mean"] for x in ours)
-    sentences = [
-        f"{names}: above it at {above} of {len(ours)} points, of which none is judged "
-        "by itself."
-    ]
     last = max(ours)
     ends = [f"{label} {_point(points[last])}" for label, points in lines.items()]
-    sentences.append(f"At {part.kind} {last:g}: {', '.join(ends)}.")
-    return sentences
+    return [
+        f"{names}: above it at {above} of {len(ours)} points, of which none is judged "
+        "by itself.",
+        f"At {part.kind} {last:g}: {'; '.join(ends)}.",
+    ]
 
 
 @make.register
@@ -224,8 +223,8 @@ def _(part: Listing, root: Path, folder: Path, name: str) -> Section:
         words = "The evaluation found none." if content else _NOT_RUN.capitalize() + "."
         return Section(lines=[words, part.note], content={})
     header, *rows = part.lines(entry)
-    sentences = part.summary(entry)
-    lines = [_table(header, rows), _bullets(sentences), part.note]
+    said = part.summary(entry)
+    lines = [_table(header, rows), _bullets(said), part.note]
     if part.picture is not None and (root / part.picture_path).exists():
         path = folder / "figures" / f"{name}.png"
         shutil.copyfile(root / part.picture_path, path)
@@ -236,7 +235,7 @@ def _(part: Listing, root: Path, folder: Path, name: str) -> Section:
             "rows": rows,
             "file": str(part.evaluation.result),
             "pointer": f"/{part.entry}",
-            "sentences": sentences,
+            "sentences": said,
         },
     )
 
@@ -305,7 +304,8 @@ def _cell_text(folder: Path, cell: Cell, value: values.Value | None, most: int) 
     if value is not None:
         text = value.text()
     else:
-        text = "none claimed" if values.has_nothing(folder, cell) else _NOT_RUN
+        all_ran = values.count_empty(folder, cell) == len(cell.sources)
+        text = "none claimed" if all_ran else _NOT_RUN
     if value is not None and value.images < most:
         text += f" (n = {value.images:,})"  # other images, so not to be compared
     paper = values.paper_text(cell)
@@ -319,13 +319,13 @@ def _sizes(folder: Path, part: Table) -> str:
         found = [values.read(folder, row[i]) for _, row in part.rows]
         seeds = [seed for value in found if value is not None for seed in value.seeds]
         if seeds:
-            numbers = sorted({f"{seed.images:,}" for seed in seeds})
+            numbers = sorted({seed.images for seed in seeds})
+            size = f"{' or '.join(f'{n:,}' for n in numbers)} images"
             draws = max(seed.draws for seed in seeds)
-            size = f"{' or '.join(numbers)} images, up to {draws} draws"
+            size += f", up to {draws} draws" if draws > 1 else ""
             columns.setdefault(size, []).append(column)
-    parts = [f"{', '.join(names)}: {size}" for size, names in columns.items()]
-    words = "n: on the first n images only, which may be easier or harder than all."
-    return f"How many of each: {'; '.join(parts)}. {words}" if parts else ""
+    parts = [f"{'; '.join(names)}: {size}" for size, names in columns.items()]
+    return f"How many of each: {'. '.join(parts)}." if parts else ""
 
 
 def _cell_json(cell, value):
@@ -353,7 +353,8 @@ def _attacks(folder: Path, cell: Cell) -> dict[str, None]:
             continue
         names = entry[1].get("components", [source.row])
         if "components" in entry[1]:
-            found[f"{entry[1]['scenario']}: of {', '.join(names)}"] = None
+            # Their order is that in which they helped, which differs by network.
+            found[f"{entry[1]['scenario']}: of {', '.join(sorted(names))}"] = None
         for other in content["columns"][source.column]:
             named = other["scenario"] in names or other is entry[1]
             if named and other["attack"] != "None":

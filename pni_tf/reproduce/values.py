@@ -42,11 +42,14 @@ class Value:
         seeds: Those of each training seed, at least one.
         percent: Whether it is a share.
         wanted: Number of training seeds that were asked for.
+        empty: Number of those that ran and had nothing to measure, such as the norm of
+            an attack that claims no image.
     """
 
     seeds: tuple[SeedValue, ...]
     percent: bool
     wanted: int
+    empty: int
 
     @property
     def mean(self) -> float:
@@ -79,8 +82,10 @@ class Value:
             text += f" ± {format(factor * self.std_of_draws, form)}"
         if self.std_of_seeds is not None:
             text += f" (± {format(factor * self.std_of_seeds, form)})"
-        if len(self.seeds) < self.wanted:
-            text += f" [{len(self.seeds)} of {self.wanted} seeds]"
+        if self.empty:
+            text += f" [none claimed by {self.empty} of {self.wanted} seeds]"
+        if len(self.seeds) + self.empty < self.wanted:
+            text += f" [{len(self.seeds) + self.empty} of {self.wanted} seeds run]"
         return text
 
 
@@ -90,20 +95,22 @@ def read(folder: Path, cell: Cell) -> Value | None:
     seeds = tuple(seed for seed in found if seed is not None)
     if not seeds:
         return None
-    return Value(seeds=seeds, percent=cell.percent, wanted=len(cell.sources))
+    return Value(
+        seeds=seeds,
+        percent=cell.percent,
+        wanted=len(cell.sources),
+        empty=count_empty(folder, cell),
+    )
 
 
-def has_nothing(folder: Path, cell: Cell) -> bool:
-    """Returns whether a cell's evaluations ran and one had nothing to measure.
-
-    Such as the norm of an attack that claims no image.
-    """
+def count_empty(folder: Path, cell: Cell) -> int:
+    """Returns how many seeds ran and had nothing to measure."""
+    count = 0
     for source in cell.sources:
         content = files.read_json(folder / source.evaluation.result)
         found = source.entry(content) if content else None
-        if found is not None and found[1][source.field] is None:
-            return True
-    return False
+        count += found is not None and found[1][source.field] is None
+    return count
 
 
 def paper_text(cell: Cell) -> str:
@@ -121,7 +128,7 @@ def _read_source(folder, source):
         return None
     pointer, entry = found
     number = entry[source.field]
-    if number is None:  # which `has_nothing` tells from what was not run
+    if number is None:  # which `count_empty` tells from what was not run
         return None
     has_draws = source.field == "accuracy_mean" and entry["draws"] > 1
     return SeedValue(

@@ -1,0 +1,94 @@
+"""The sentences below a table."""
+
+import dataclasses
+
+import pytest
+from reproductions import cells_of
+
+from pni_tf.reproduce.builder import STRONG
+from pni_tf.reproduce.sentences import about
+from pni_tf.reproduce.tables import Cell, Claim, Table
+
+
+def said(folder, *claims, columns=("PGD-7",), rows=None):
+    """Returns the sentences and the comparisons about claims."""
+    if rows is None:
+        cells = [(f"row {i}", (cell,)) for i, cell in enumerate(of(claims))]
+        rows = tuple(cells)
+    table = Table(title="T", columns=columns, rows=rows, claims=claims)
+    return about(folder, folder, table)
+
+
+def of(claims):
+    return [cell for claim in claims for cell in (claim.ours, claim.other)]
+
+
+def claim_of(folder, *columns, **options):
+    ours, other = cells_of(folder, *columns, **options)
+    return Claim(text="A against B", ours=ours, other=other)
+
+
+@pytest.mark.parametrize(
+    ("ours", "words"),
+    [
+        # Standard errors 6.73 and 6.98, and 1.97 by Student's t.
+        (0.7, "+20.00 points (95 % interval +6.74 to +33.26; images not in pairs"),
+        (0.3, "-20.00 points (95 % interval -33.26 to -6.74; images not in pairs"),
+        (0.55, "+5.00 points (95 % interval -8.77 to +18.77; images not in pairs"),
+    ],
+)
+def test_a_comparison(ours, words, tmp_path):
+    differ = "these two differ, which one training each does not show of others"
+    verdict = "no difference is shown" if ours == 0.55 else differ
+    claim = claim_of(tmp_path, [ours], [0.5], paper=[(45.94, 0.1), 39.14])
+    (sentence,), (content,) = said(tmp_path, claim)
+    assert sentence == f"A against B: {words}; paper +6.80), so {verdict}."
+    assert content["sentence"] == sentence
+    assert (content["ours"], content["other"]) == (
+        ["row 0", "PGD-7"],
+        ["row 1", "PGD-7"],
+    )
+    assert content["difference"] == pytest.approx(100 * (ours - 0.5))
+
+
+def test_images_in_pairs_are_not_remarked(tmp_path):
+    claim = claim_of(tmp_path, [[1.0, 0.0] * 20], [[1.0, 0.0] * 20])
+    (sentence,), _ = said(tmp_path, claim)
+    assert "pairs" not in sentence
+
+
+def test_norms_are_not_judged(tmp_path):
+    claim = claim_of(tmp_path, [1.5], [0.5], paper=[1.97, 1.97])
+    ours, other = (
+        dataclasses.replace(cell, percent=False) for cell in (claim.ours, claim.other)
+    )
+    claim = Claim(text="A against B", ours=ours, other=other, judge=False)
+    (sentence,), _ = said(tmp_path, claim)
+    assert sentence == "A against B: 1.5 against 0.5 (paper: 1.97 against 1.97)."
+
+
+def test_what_was_not_run_comes_last(tmp_path):
+    there = claim_of(tmp_path, [0.7], [0.5])
+    gone = Claim(text="C against D", ours=there.ours, other=Cell())
+    norm = dataclasses.replace(gone, text="E against F", judge=False)
+    found, content = said(tmp_path, gone, norm, there)
+    assert found[0].startswith("A against B: +20.00 points")
+    assert found[1:] == ["Not run: C against D; E against F."]
+    assert len(content) == 1
+
+
+def test_few_images_are_compared_with_the_same_ones(tmp_path):
+    """All attacks leave 60 % of 40 images, and 90 % of the 10 that the suite saw."""
+    shares = [1.0] * 9 + [0.0] + [1.0, 0.0] * 15
+    (weak,) = cells_of(tmp_path / "0", [shares])
+    (strong,) = cells_of(tmp_path / "1", [[1.0] * 8 + [0.0] * 2], kind="strong")
+    for path in (tmp_path / "1" / "evaluations").rglob("*.*"):
+        new = tmp_path / "0" / path.relative_to(tmp_path / "1")
+        new.parent.mkdir(parents=True, exist_ok=True)
+        path.rename(new)
+    rows = (("A", (weak, strong)),)
+    found, _ = said(tmp_path / "0", columns=("worst case", STRONG), rows=rows)
+    assert found == [
+        "Strong suite against the worst case of the other attacks, first seed, on the "
+        "same 10 images: A 80.00 against 90.00."
+    ]
