@@ -2,8 +2,8 @@
 
     python benchmarks/keep_report.py reproduction/digits
 
-Copies `report/` to `reports/SCALE` and writes what each job has taken to
-`pni_tf/reproduce/costs.json`.
+Copies `report/` to `reports/SCALE`, with the networks where training takes long, and
+writes what each job has taken to `pni_tf/reproduce/costs.json`.
 """
 
 import json
@@ -15,22 +15,29 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 COSTS = ROOT / "pni_tf" / "reproduce" / "costs.json"
 
+sys.path.insert(0, str(ROOT))
+from pni_tf.reproduce.scales import SCALES  # noqa: E402
+
 
 def main():
     (root,) = map(Path, sys.argv[1:])
     content = json.loads((root / "report" / "report.json").read_text())
-    folder = ROOT / "reports" / content["scale"]
+    scale = SCALES[content["scale"]]
+    folder = ROOT / "reports" / scale.name
     if folder.exists():
         shutil.rmtree(folder)
     shutil.copytree(root / "report", folder)
+    done = [job for job in content["jobs"] if job["done"]]
+    for job in done:
+        result = Path(job["result"])
+        if result.name == "model.keras" and not scale.small:
+            shutil.copyfile(root / result, folder / result)
     taken = {}
-    for job in content["jobs"]:
-        if job["done"] and job["seconds"] >= 1:  # else it was there already
+    for job in done:
+        if job["seconds"] >= 1:  # else it was there already
             taken.setdefault(job["key"], []).append(job["seconds"])
     costs = json.loads(COSTS.read_text())
-    costs[content["scale"]] = {
-        k: round(statistics.mean(t), 1) for k, t in taken.items()
-    }
+    costs[scale.name] = {k: round(statistics.mean(t), 1) for k, t in taken.items()}
     COSTS.write_text(json.dumps(costs, indent=1) + "\n")
     print(f"{folder} and {COSTS} are written")
 

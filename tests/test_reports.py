@@ -1,5 +1,6 @@
 """The reports in reports/: their numbers are in their files, and still asked for."""
 
+import csv
 import importlib.resources
 import json
 import re
@@ -7,10 +8,12 @@ import shutil
 import statistics
 from pathlib import Path
 
+import keras
 import pytest
 from report_walk import walk
 from reproductions import table_of
 
+from pni_tf import alphas
 from pni_tf.reproduce import report
 from pni_tf.reproduce.jobs import in_order
 from pni_tf.reproduce.runner import shell
@@ -92,6 +95,21 @@ def test_readme_shows_the_numbers_of_the_reports():
         assert numbers in [columns(row, headings) for row in rows], label
         shown += 1
     assert shown >= 15
+
+
+@pytest.mark.parametrize(
+    "path",
+    sorted(REPORTS.glob("*/trainings/*/model.keras")),
+    ids=lambda path: path.parent.name,
+)
+def test_networks_are_those_of_the_report(path):
+    model = keras.saving.load_model(path, compile=False)
+    with (path.parent / "history.csv").open(newline="") as file:
+        last = list(csv.DictReader(file))[-1]
+    found = {f"alpha/{name}": abs(a).mean() for name, a in alphas(model).items()}
+    assert found.keys() == {name for name in last if name.startswith("alpha/")}
+    for name, alpha in found.items():
+        assert alpha == pytest.approx(float(last[name]), rel=1e-5)
 
 
 def columns(row, headings):

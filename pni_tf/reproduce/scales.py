@@ -217,6 +217,7 @@ CPU = _scale(
         "certify": ("--examples=256",),
         "curves": ("--examples=256",),
         "curves_in_expectation": ("--examples=256",),
+        "pictures": ("--examples=256",),
     },
     expectation=10,
     ensemble=5,
