@@ -1,6 +1,7 @@
 """Planning and running studies, with commands that only write files."""
 
 import dataclasses
+import json
 import re
 import shutil
 import signal
@@ -370,3 +371,14 @@ class TestCommand:
         assert "failed: training pni_w, seed 0: error: what" in result.out
         monkeypatch.setattr(runner, "_command_of", commands())
         assert command(reproduce, *flags).status == 0
+
+    @pytest.mark.parametrize("ran", [["table2"], ["table2", "table4"]])
+    def test_a_study_that_nobody_asked_for_is_left_out(
+        self, ran, command, without_processes, tmp_path
+    ):
+        """Although it shares networks; what was asked for earlier stays."""
+        run(tmp_path, ran)
+        flags = ["--study=table2", "--seeds=1", "--dry_run"]
+        assert command(reproduce, *flags, f"--output_dir={tmp_path}").status == 0
+        content = json.loads((tmp_path / "report/report.json").read_text())
+        assert list(dict.fromkeys(part["study"] for part in content["parts"])) == ran
