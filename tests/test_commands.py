@@ -1,4 +1,5 @@
 import csv
+import hashlib
 import json
 import math
 import os
@@ -729,6 +730,10 @@ class TestEvaluateFlags:
             assert (result.status, result.err) == (0, "")
             content = json.loads((folder / name / "evaluation.json").read_text())
             found[name] = content["columns"]
+            test = data.load_dataset("digits").test
+            images, labels = test.images_float()[:20], test.labels[:20]
+            digest = hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest()
+            assert content["data"] == {"examples": 20, "sha256": digest}
         assert list(found["some"]) == ["noise off", "mean of 3 draws"]
         assert list(found["all"]) == ["noise on", *found["some"]]
         for column, rows in found["some"].items():

@@ -205,6 +205,22 @@ class TestReport:
         assert not list(folder.glob("trainings/pni_w_seed0/*"))
         assert "Not run." in (folder / "report.md").read_text()
 
+    @pytest.mark.parametrize("digest", ["a" * 64, "b" * 64])
+    def test_other_images_under_one_name_are_pointed_out(self, digest, tmp_path):
+        run(tmp_path, ["table2"])
+        for name, of_these in (("pni_i", "a" * 64), ("pni_w", digest)):
+            result = tmp_path / f"evaluations/{name}_seed0/white_box/evaluation.json"
+            content = json.loads(result.read_text())
+            data = {"examples": 20, "sha256": of_these}
+            result.write_text(json.dumps(content | {"dataset": "mnist", "data": data}))
+        parts = {"table2": parts_of("table2", DIGITS, 1)}
+        folder = report.write(tmp_path, DIGITS, parts, 1)
+        text = (folder / "report.md").read_text()
+        assert ("**Not to be compared:**" in text) == (digest[0] == "b")
+        for name, first in (("pni_i", "a"), ("pni_w", "b")):
+            line = f"- mnist, 20 images, SHA-256 {first * 12}: white_box of {name}"
+            assert (line in text) == (digest[0] == "b")
+
     def test_a_scale_says_what_it_lacks(self, tmp_path):
         folder = report.write(tmp_path, SCALES["cpu"], {}, 1)
         text = (folder / "report.md").read_text()

@@ -25,6 +25,7 @@ class Outcome:
         pictures: Images that an attack turned around, if they were, and it did.
         substitutes: What the training of each substitute took, by its column.
         class_names: One name a class, or None.
+        data: Number and digest of the images.
     """
 
     columns: report.Columns
@@ -34,6 +35,7 @@ class Outcome:
     pictures: Pictures | None = None
     substitutes: dict[str, dict] = dataclasses.field(default_factory=dict)
     class_names: tuple[str, ...] | None = None
+    data: dict[str, str | int] = dataclasses.field(default_factory=dict)
 
 
 def write(settings: SimpleNamespace, outcome: Outcome) -> None:
@@ -55,6 +57,7 @@ def write(settings: SimpleNamespace, outcome: Outcome) -> None:
         columns,
         model=str(settings.model),
         dataset=settings.dataset,
+        data=outcome.data,
         warnings=warnings.splitlines(),
         substitutes=outcome.substitutes,
         curves={

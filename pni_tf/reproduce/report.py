@@ -112,11 +112,33 @@ def _head(root, scale, seeds, jobs, note):
         f"{len(done)} of {len(jobs)} jobs are done, in {duration(seconds)} together"
         f"{' by ' if machines else ''}{' and '.join(machines)}.",
         note,
+        _other_images(root / "report", done),
         _READING,
         _missing_studies(scale),
         _failures(root, jobs),
     ]
     return "\n\n".join(filter(None, text))
+
+
+def _other_images(folder, done):
+    """Returns a warning if evaluations had different images under the same name."""
+    found = {}
+    for job in done:
+        content = files.read_json(folder / job.path / "evaluation.json") or {}
+        if data := content.get("data"):
+            name = f"{content['dataset']}, {data['examples']:,} images"
+            by_digest = found.setdefault(name, {})
+            by_digest.setdefault(data["sha256"], []).append(job.title)
+    lines = [
+        f"- {name}, SHA-256 {digest[:12]}: {', '.join(titles)}"
+        for name, by_digest in found.items()
+        if len(by_digest) > 1
+        for digest, titles in by_digest.items()
+    ]
+    if not lines:
+        return ""
+    why = "**Not to be compared:** different images under one name (see --data_dir)."
+    return why + "\n\n" + "\n".join(lines)
 
 
 def _missing_studies(scale):
