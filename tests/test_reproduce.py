@@ -291,9 +291,19 @@ class TestCosts:
         assert costs.left(left) == "about 39 s and 1 jobs of unknown cost"
 
     def test_other_networks_give_a_rough_estimate(self, tmp_path):
-        costs = Costs(tmp_path, [], {"training pni_w": 20.0, "strong of pni_w": 7.0})
-        costs.add(self.job("madry"), 60.0)
-        assert costs.of(self.job("vanilla")) == 40.0
+        """Of the same kind of job, on networks that are as random."""
+        names = ("pni_w", "pni_i", "pixeldp", "vanilla")
+        jobs = [self.job(name) for name in names]
+        reference = {
+            "training pni_w": 20.0,
+            "training vanilla": 5.0,
+            "strong of x": 7.0,
+        }
+        costs = Costs(tmp_path, jobs, reference)
+        costs.add(self.job("pixeldp"), 60.0)
+        assert costs.of(self.job("pni_i")) == 40.0
+        assert costs.of(self.job("madry")) == 5.0
+        assert costs.of(DIGITS.evaluation("strong", self.job())) is None
 
     def test_several_jobs_at_once_take_less(self, tmp_path):
         costs = Costs(tmp_path, [], {"training pni_w": 90.0}, workers=2)

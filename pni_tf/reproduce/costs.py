@@ -5,7 +5,7 @@ import json
 import statistics
 from pathlib import Path
 
-from pni_tf.reproduce.jobs import Job, Stamp
+from pni_tf.reproduce.jobs import Job, Stamp, Training
 
 
 class Costs:
@@ -27,6 +27,7 @@ class Costs:
     ):
         self.reference, self.workers = reference, workers
         self.measured = {}
+        self.random = {job.key: _is_random(job) for job in jobs}
         for job in jobs:
             stamp = Stamp(root, job)
             if stamp.is_done:
@@ -48,11 +49,15 @@ class Costs:
         return self._of_its_kind(job)
 
     def _of_its_kind(self, job):
-        """Returns what such jobs take of other networks; None without any."""
-        kind = job.key.partition(" ")[0]
+        """Returns what such jobs take of other networks, as random as this one."""
         known = {k: self._slowness() * v for k, v in self.reference.items()}
         known |= {k: statistics.mean(v) for k, v in self.measured.items()}
-        found = [v for k, v in known.items() if k.partition(" ")[0] == kind]
+        found = [
+            seconds
+            for key, seconds in known.items()
+            if key.partition(" ")[0] == job.key.partition(" ")[0]
+            and self.random.get(key) == _is_random(job)
+        ]
         return statistics.mean(found) if found else None
 
     def left(self, jobs: list[Job]) -> str:
@@ -72,6 +77,10 @@ class Costs:
             if self.reference.get(key)
         ]
         return statistics.median(ratios) if ratios else 1.0
+
+
+def _is_random(job):
+    return (job if isinstance(job, Training) else job.training).random
 
 
 def reference_costs(scale: str) -> dict[str, float]:
