@@ -54,14 +54,18 @@ def walk(folder):
             for row in part["rows"]:
                 for label, found in row["alphas"].items():
                     files = part["files"][label]
-                    last = [alphas(folder / f, row["layer"])[-1] for f in files]
+                    ran = [folder / f for f in files if (folder / f).exists()]
+                    last = [alphas(path, row["layer"])[-1] for path in ran]
                     assert found == last
+                    if not ran:
+                        continue
                     assert f"{sum(last) / len(last):.3f}" in text
                     counts["alphas"] += len(last)
             largest = collections.defaultdict(float)
             for row in part["rows"]:
                 for label, found in row["alphas"].items():
-                    largest[label] = max(largest[label], *found)
+                    for alpha in found:
+                        largest[label] = max(largest[label], alpha)
             (sentence,) = part["sentences"]
             words = [f"{label} {alpha:.3f}" for label, alpha in largest.items()]
             assert sentence.startswith(f"The largest alpha: {', '.join(words)}. In")
