@@ -1,7 +1,6 @@
 """The work of `bin/evaluate`, once its flags are parsed."""
 
 import contextlib
-import hashlib
 import time
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -26,7 +25,7 @@ from pni_tf.evaluation import (
     worst_cases,
 )
 from pni_tf.evaluation.certification import pixeldp_wrapper
-from pni_tf.evaluation.store import slug
+from pni_tf.evaluation.store import examples_digest, slug
 from pni_tf.export import Target, load_target
 
 
@@ -55,7 +54,8 @@ def evaluate(settings: SimpleNamespace, workers: Workers) -> None:
         if workers.is_chief:
             outcome.substitutes = planner.substitutes
             outcome.class_names = class_names
-            outcome.data = _describe_data(images, labels)
+            digest = examples_digest(images, labels)
+            outcome.data = {"examples": len(images), "sha256": digest}
             evaluation_output.write(settings, outcome)
         workers.barrier()
 
@@ -248,12 +248,6 @@ def _chosen(settings, targets):
                 f"evaluation has {', '.join(names)}"
             )
     return [name for short, name in names.items() if short in settings.columns]
-
-
-def _describe_data(images, labels):
-    """Returns what tells the same images from others of the same name."""
-    digest = hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest()
-    return {"examples": len(images), "sha256": digest}
 
 
 def _digest(path):

@@ -22,7 +22,7 @@ from pni_tf.attacks import (
 from pni_tf.attacks.base import check_number, fold_in
 from pni_tf.distribution import Workers
 from pni_tf.evaluation.results import Result, Scenario
-from pni_tf.evaluation.store import ResultStore
+from pni_tf.evaluation.store import ResultStore, examples_digest
 from pni_tf.export import Target
 from pni_tf.validation import validate_images, validate_labels
 
@@ -86,7 +86,7 @@ def evaluate_robustness(
     images = validate_images(images, image_shape=target.image_shape)
     labels = validate_labels(labels, target.num_classes, num_examples=len(images))
     common = {
-        "images": hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest(),
+        "images": examples_digest(images, labels),
         "draws": int(draws) if target.stochastic else 1,  # NumPy's is no JSON
         "batch_size": int(batch_size),
         "seed": int(seed),

@@ -88,3 +88,8 @@ def slug(name: str) -> str:
     """Returns a name as a file name: `PGD-40 EOT-20` becomes `pgd-40_eot-20`."""
     name = name.replace("ε", "eps")
     return re.sub(r"[^a-z0-9.=-]+", "_", name.lower()).strip("_.") or "_"
+
+
+def examples_digest(images: np.ndarray, labels: np.ndarray) -> str:
+    """Returns the SHA-256 that tells examples from others of the same name."""
+    return hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest()

@@ -10,9 +10,8 @@ from pathlib import Path
 import numpy as np
 import scipy.stats
 
-from pni_tf import files
 from pni_tf.reproduce.tables import Claim, Source
-from pni_tf.reproduce.values import Value, read
+from pni_tf.reproduce.values import Value, entry_of, read
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -158,8 +157,7 @@ def _differences(root, folder, claim, seeds):
 def _shares(root, folder, source: Source) -> np.ndarray | None:
     """Returns the share of draws that are right by image; None if it is not known."""
     path = root / source.evaluation.path / "per_example.csv"
-    content = files.read_json(folder / source.evaluation.result)
-    found = source.entry(content) if content else None
+    found = entry_of(folder, source)
     if found is None or source.field != "accuracy_mean" or not path.exists():
         return None
     _, entry = found

@@ -6,7 +6,7 @@ import statistics
 from pathlib import Path
 
 from pni_tf import files
-from pni_tf.reproduce.tables import Cell
+from pni_tf.reproduce.tables import Cell, Source
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -107,10 +107,15 @@ def count_empty(folder: Path, cell: Cell) -> int:
     """Returns how many seeds ran and had nothing to measure."""
     count = 0
     for source in cell.sources:
-        content = files.read_json(folder / source.evaluation.result)
-        found = source.entry(content) if content else None
+        found = entry_of(folder, source)
         count += found is not None and found[1][source.field] is None
     return count
+
+
+def entry_of(folder: Path, source: Source) -> tuple[str, dict] | None:
+    """Returns what `Source.entry` finds in the report's copy of the results."""
+    content = files.read_json(folder / source.evaluation.result)
+    return source.entry(content) if content else None
 
 
 def paper_text(cell: Cell) -> str:
@@ -122,8 +127,7 @@ def paper_text(cell: Cell) -> str:
 
 
 def _read_source(folder, source):
-    content = files.read_json(folder / source.evaluation.result)
-    found = source.entry(content) if content else None
+    found = entry_of(folder, source)
     if found is None:
         return None
     pointer, entry = found
