@@ -2,8 +2,9 @@
 
     python benchmarks/keep_report.py reproduction/digits
 
-Copies `report/` to `reports/SCALE`, with the networks where training takes long, and
-writes what each job has taken to `pni_tf/reproduce/costs.json`.
+Copies `report/` to `reports/SCALE`, and writes what each job has taken to
+`pni_tf/reproduce/costs.json`. Where training takes long, the networks and the state of
+the jobs come too, so that others can go on from them (BUILD.md, "Reports").
 """
 
 import json
@@ -28,10 +29,14 @@ def main():
         shutil.rmtree(folder)
     shutil.copytree(root / "report", folder)
     done = [job for job in content["jobs"] if job["done"]]
-    for job in done:
-        result = Path(job["result"])
-        if result.name == "model.keras" and not scale.small:
-            shutil.copyfile(root / result, folder / result)
+    if not scale.small:
+        for result in (Path(job["result"]) for job in done):
+            if result.name == "model.keras":
+                shutil.copyfile(root / result, folder / result)
+        for path in [*(root / "jobs").glob("*.json"), *root.glob("note.txt")]:
+            copy = folder / path.relative_to(root)
+            copy.parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, copy)
     taken = {}
     for job in done:
         if job["seconds"] >= 1:  # else it was there already

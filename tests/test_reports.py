@@ -59,6 +59,9 @@ def test_its_tables_are_those_of_today(name, tmp_path):
     parts = parts_by_study(name, content)
     again = report.write(tmp_path, SCALES[name], parts, content["training_seeds"])
     assert table_of(again) == table_of(REPORTS / name)
+    said = json.loads((again / "report.json").read_text())["parts"]
+    for ours, kept in zip(said, content["parts"], strict=True):
+        assert ours.get("comparisons") == kept.get("comparisons")
 
 
 def test_digits_is_complete():

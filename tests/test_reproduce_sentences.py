@@ -1,6 +1,7 @@
 """The sentences below a table."""
 
 import dataclasses
+import json
 
 import pytest
 from reproductions import cells_of
@@ -55,6 +56,23 @@ def test_images_in_pairs_are_not_remarked(tmp_path):
     claim = claim_of(tmp_path, [[1.0, 0.0] * 20], [[1.0, 0.0] * 20])
     (sentence,), _ = said(tmp_path, claim)
     assert "pairs" not in sentence
+
+
+def test_a_comparison_in_pairs_outlives_the_verdicts_on_images(tmp_path):
+    """As long as its numbers are the same: two more images are 5 points."""
+    claim = claim_of(tmp_path, [[1.0, 0.0] * 20], [[1.0] * 18 + [0.0] * 22])
+    sentences, content = said(tmp_path, claim)
+    assert content[0]["paired"]
+    part = {"title": "T", "comparisons": content}
+    (tmp_path / "report.json").write_text(json.dumps({"parts": [part]}))
+    (verdicts,) = tmp_path.rglob("per_example.csv")
+    verdicts.unlink()
+    assert said(tmp_path, claim) == (sentences, content)
+    result = tmp_path / claim.ours.sources[0].evaluation.result
+    result.write_text(result.read_text().replace("0.5", "0.55"))
+    (sentence,), (other,) = said(tmp_path, claim)
+    assert "images not in pairs" in sentence
+    assert other["difference"] == pytest.approx(10)
 
 
 def test_norms_are_not_judged(tmp_path):

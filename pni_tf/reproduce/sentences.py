@@ -1,7 +1,9 @@
 """Says in plain words what the numbers of a table show."""
 
+import math
 from pathlib import Path
 
+from pni_tf import files
 from pni_tf.reproduce.builder import STRONG
 from pni_tf.reproduce.comparisons import accuracy_on_first, compare
 from pni_tf.reproduce.tables import Claim, Table
@@ -13,18 +15,23 @@ def about(root: Path, folder: Path, table: Table) -> tuple[list[str], list[dict]
 
     Args:
         root: Folder of the reproduction, with the verdicts on each image.
-        folder: Folder of the report, with the results that count.
+        folder: Folder of the report, with the results that count, and with what it
+            said before.
         table: The table; what of it was not run comes last.
     """
     said, content, missing = [], [], []
+    before = _said_before(folder, table)
     for claim in table.claims:
         numbers = _numbers(root, folder, claim)
         if numbers is None:
             missing.append(claim.text)
             continue
+        cells = {"ours": _place(table, claim.ours), "other": _place(table, claim.other)}
+        earlier = before.get((*cells["ours"], *cells["other"]), {})
+        if _stands(earlier, numbers):
+            numbers = {name: earlier[name] for name in numbers}
         sentence = f"{claim.text}: {_words(folder, claim, numbers)}."
         said.append(sentence)
-        cells = {"ours": _place(table, claim.ours), "other": _place(table, claim.other)}
         content.append({"sentence": sentence, **cells, **numbers})
     said += _on_first_images(root, folder, table)
     if missing:
@@ -47,6 +54,31 @@ def _numbers(root, folder, claim):
         "seeds": list(found.seeds),
         "verdict": found.verdict,
     }
+
+
+def _said_before(folder, table):
+    """Returns the comparisons of the report as it is, by label and column of both."""
+    content = files.read_json(folder / "report.json") or {}
+    return {
+        (*comparison["ours"], *comparison["other"]): comparison
+        for part in content.get("parts", [])
+        if part["title"] == table.title
+        for comparison in part.get("comparisons", [])
+    }
+
+
+def _stands(earlier, numbers):
+    """Returns whether an earlier comparison of the same numbers knew more.
+
+    The verdicts on each image are large and not part of a report: where only that was
+    kept, what they showed while they were there is still so.
+    """
+    return bool(
+        earlier.get("paired")
+        and numbers.get("paired") is False
+        and earlier["seeds"] == numbers["seeds"]
+        and math.isclose(earlier["difference"], numbers["difference"], abs_tol=1e-9)
+    )
 
 
 def _words(folder, claim, numbers):
