@@ -43,7 +43,7 @@ _MODULE_OF = {
     "export_saved_model": "export",
     "freeze_pni": "conversion",
     "fuse_batch_norm": "fusion",
-    "inject_pixeldp": "fixed_noise",
+    "inject_pixeldp": "pixeldp",
     "inject_pni": "conversion",
     "inject_rse": "fixed_noise",
     "load_dataset": "data",

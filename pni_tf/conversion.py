@@ -236,6 +236,17 @@ def is_convertible(model) -> bool:
     )
 
 
+def is_transparent(model):
+    """Whether a model computes what its graph says, and the graph can be rebuilt."""
+    if not is_convertible(model) or not model.built or not hasattr(model, "outputs"):
+        return False
+    owner = next(c for c in type(model).__mro__ if "call" in vars(c))
+    return owner.__module__.startswith("keras.") and not any(
+        getattr(layer, "optional", False)
+        for layer in model.layers  # Keras drops it
+    )
+
+
 def rebuild(model, convert, call=None, opens=is_convertible):
     """Rebuilds the graph of a model with each layer replaced by `convert(layer)`.
 

@@ -211,7 +211,16 @@ class Target:
         return tf.argmax(self.logits(tf.convert_to_tensor(images)), -1).numpy()
 
     def predict_mean(self, images, draws: int = 10) -> np.ndarray:
-        """Returns probabilities `[N, K]`: the mean of the softmax over some draws."""
+        """Returns probabilities `[N, K]`: the mean of the softmax over some draws.
+
+        Args:
+            images: Floats `[N, H, W, C]` in `[0, 1]`.
+            draws: Number of draws, at least 1.
+
+        Raises:
+            ValueError: If they are not, or see `ensemble`.
+        """
+        images = validate_images(images, image_shape=self.image_shape)
         logits = tf.function(self.ensemble(draws).logits)
         return tf.nn.softmax(logits(tf.convert_to_tensor(images))).numpy()
 

@@ -1,10 +1,7 @@
-"""Defences by noise of a fixed strength: random self-ensemble (RSE) and PixelDP.
+"""Noise of a fixed strength, and the defence by random self-ensemble (RSE).
 
-Neither trains its noise. Their networks predict by the mean over several draws: see
-`Target.ensemble`.
+Its networks predict by the mean over several draws: see `Target.ensemble`.
 """
-
-import math
 
 import keras
 import tensorflow as tf
@@ -13,7 +10,6 @@ from pni_tf import noise
 from pni_tf.attacks.base import check_number
 from pni_tf.conversion import check_noise_free, leaf_layers, rebuild, seeds_from
 from pni_tf.layers import NoiseWrapper
-from pni_tf.sensitivity import BoundedSensitivity
 
 DISTRIBUTIONS = ("gaussian", "laplace")
 POSITIONS = ("input", "output")
@@ -146,7 +142,7 @@ def inject_rse(
     Reference: https://arxiv.org/abs/1712.00673.
     """
     check_noise_free(model)
-    convolutions = _convolutions(model)
+    convolutions = convolutions_of(model)
     seeds = seeds_from(seed, len(convolutions))
     scales = {id(layer): others if i else first for i, layer in enumerate(convolutions)}
 
@@ -159,130 +155,9 @@ def inject_rse(
     return rebuild(model, wrap)
 
 
-def inject_pixeldp(
-    model: keras.Model,
-    *,
-    bound: float = 0.1,
-    epsilon: float = 1.0,
-    delta: float = 0.05,
-    distribution: str = "gaussian",
-    seed: int | None = None,
-) -> keras.Model:
-    """Returns a view of a model with the noise layer of PixelDP.
-
-    The noise follows the first convolution, before its activation. Its scale makes the
-    network `(epsilon, delta)` differentially private with respect to changes of the
-    image by up to `bound`: in the L2 norm with Gaussian noise of standard deviation
-    `bound * sqrt(2 ln(1.25 / delta)) / epsilon`, in the L1 norm with Laplace noise of
-    scale `bound / epsilon`. Both take the sensitivity of what comes before the noise to
-    be at most 1, so the kernel of that convolution is scaled down to it, now and after
-    each step of training.
-
-    Args:
-        model: A built Functional or Sequential model. Between its input and its first
-            convolution, a `Conv2D`, there may be normalisation and padding only.
-        bound: L of the paper: the construction attack bound, for pixels in `[0, 1]`.
-        epsilon: Of differential privacy, in `(0, 1]` for Gaussian noise.
-        delta: Of differential privacy, in `(0, 1)`; Laplace noise has none.
-        distribution: `"gaussian"` or `"laplace"`.
-        seed: Integer seed of the noise, or None.
-
-    Returns:
-        A model that shares all variables of `model`.
-
-    Raises:
-        ValueError: If an argument is out of range, the model already has noise, or what
-            comes before its first convolution is not understood.
-        TypeError: If `model` is neither Functional nor Sequential.
-
-    Reference: https://arxiv.org/abs/1802.03471, sections 3.1 and 3.2.
-    """
-    check_noise_free(model)
-    scale = pixeldp_scale(bound, epsilon, delta, distribution)
-    first = _convolutions(model)[0]
-    constraint = BoundedSensitivity(
-        *_before(model, first),
-        dilation=first.dilation_rate,
-        norm={"gaussian": "l2", "laplace": "l1"}[distribution],
-    )
-    # Saved with the layer, and applied by Keras' optimizers after each step.
-    first.kernel_constraint = first.kernel.constraint = constraint
-    first.kernel.assign(constraint(first.kernel))
-    (seed,) = seeds_from(seed, 1)
-
-    def wrap(layer):
-        if layer is not first:
-            return layer
-        return FixedNoise(
-            layer,
-            scale,
-            position="output",
-            distribution=distribution,
-            seed=seed,
-            name=f"{layer.name}_pixeldp_noise",
-        )
-
-    return rebuild(model, wrap)
-
-
-def pixeldp_scale(
-    bound: float, epsilon: float = 1.0, delta: float = 0.05, distribution="gaussian"
-) -> float:
-    """Returns the scale of PixelDP's noise for a sensitivity of 1 (see above)."""
-    check_number("bound", bound, minimum=0)
-    check_number("epsilon", epsilon, minimum=0)
-    check_number("delta", delta, minimum=0)
-    if distribution not in DISTRIBUTIONS:
-        raise ValueError(
-            f"`distribution` must be one of {DISTRIBUTIONS}. "
-            f"Received: distribution={distribution!r}"
-        )
-    if bound == 0 or epsilon == 0 or (distribution == "gaussian" and epsilon > 1):
-        raise ValueError(
-            "`bound` and `epsilon` must be positive, and the Gaussian mechanism holds "
-            f"for epsilon up to 1. Received: bound={bound}, epsilon={epsilon}"
-        )
-    if distribution == "laplace":
-        return bound / epsilon
-    if not 0 < delta < 1:
-        raise ValueError(f"`delta` must be in (0, 1). Received: delta={delta}")
-    return bound * math.sqrt(2 * math.log(1.25 / delta)) / epsilon
-
-
-def _convolutions(model):
+def convolutions_of(model: keras.Model) -> list[keras.Layer]:
+    """Returns the convolutions of a model, of which there must be one."""
     found = [layer for layer in leaf_layers(model) if isinstance(layer, _CONVOLUTIONS)]
     if not found:
         raise ValueError(f"{model.name!r} has no convolution to add noise to")
     return found
-
-
-def _before(model, first):
-    """Returns the size of the images at a convolution, and each channel's factor."""
-    scale = None
-    for layer in leaf_layers(model):
-        if layer is first:
-            break
-        if isinstance(layer, keras.layers.Normalization):
-            deviation = tf.maximum(tf.sqrt(layer.variance), keras.config.epsilon())
-            scale = (1 / tf.reshape(deviation, [-1])).numpy()
-        elif isinstance(layer, keras.layers.Rescaling):
-            scale = tf.reshape(tf.cast(layer.scale, "float32"), [-1]).numpy()
-        elif not isinstance(
-            layer, (keras.layers.InputLayer, keras.layers.ZeroPadding2D)
-        ):
-            raise ValueError(
-                "PixelDP bounds the sensitivity of the first convolution to the image, "
-                "so only normalisation and padding may come before it. Received: layer "
-                f"{layer.name!r} ({type(layer).__name__})"
-            )
-    size = model.input_shape[1:-1]
-    if type(first) is not keras.layers.Conv2D or first.groups != 1 or None in size:
-        raise ValueError(
-            "PixelDP needs a first convolution of type `Conv2D` with one group and "
-            f"images of a fixed size. Received: layer {first.name!r} "
-            f"({type(first).__name__}), images {size}"
-        )
-    channels = model.input_shape[-1]
-    if scale is not None and len(scale) != channels:
-        scale = scale.repeat(channels)
-    return size, scale

@@ -11,7 +11,13 @@ import collections
 import keras
 import tensorflow as tf
 
-from pni_tf.conversion import call_layer, is_convertible, rebuild, wrappers_of
+from pni_tf.conversion import (
+    call_layer,
+    is_convertible,
+    is_transparent,
+    rebuild,
+    wrappers_of,
+)
 from pni_tf.fixed_noise import FixedNoise
 from pni_tf.layers import PNIInput, PNIWeight, output_channel_axes
 from pni_tf.noise import alpha_shape
@@ -57,7 +63,7 @@ def fuse_batch_norm(model: keras.Model) -> keras.Model:
     >>> fast = fuse_batch_norm(model)
     >>> adversarial = PGD()(lambda x: fast(x, training=False), images, labels)
     """
-    if not _is_transparent(model) or not any(
+    if not is_transparent(model) or not any(
         isinstance(layer, keras.layers.BatchNormalization)
         for layer in model._flatten_layers()
     ):
@@ -65,7 +71,7 @@ def fuse_batch_norm(model: keras.Model) -> keras.Model:
     unfoldable = set()
     while True:
         fuser = _Fuser(unfoldable)
-        result = rebuild(model, lambda layer: layer, fuser.call, _is_transparent)
+        result = rebuild(model, lambda layer: layer, fuser.call, is_transparent)
         shared = fuser.shared(result)
         if not shared:
             return result
@@ -291,14 +297,3 @@ def _is_before_the_kernel(wrapper):
     if type(wrapper) is FixedNoise:
         return wrapper.position == "input"
     return type(wrapper) in (PNIWeight, PNIInput)
-
-
-def _is_transparent(model):
-    """Whether a model computes what its graph says, and the graph can be rebuilt."""
-    if not is_convertible(model) or not model.built or not hasattr(model, "outputs"):
-        return False
-    owner = next(c for c in type(model).__mro__ if "call" in vars(c))
-    return owner.__module__.startswith("keras.") and not any(
-        getattr(layer, "optional", False)
-        for layer in model.layers  # Keras drops it
-    )

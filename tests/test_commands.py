@@ -20,7 +20,7 @@ from keras import layers
 from pni_tf import data, models
 from pni_tf.cli import app, evaluate, export, train, train_flags, training
 from pni_tf.cluster import WorkerLost
-from pni_tf.fixed_noise import inject_pixeldp
+from pni_tf.pixeldp import inject_pixeldp
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("*.cfg"))

@@ -38,8 +38,9 @@ def test_gaussian_radius_is_the_largest_that_the_condition_holds_at(lower, upper
 
 @pytest.mark.parametrize("distribution", ["gaussian", "laplace"])
 def test_nothing_is_certified_for_a_tie(distribution):
-    radii = pixeldp_radius([0.5, 0.3], [0.5, 0.4], scale=1.0, distribution=distribution)
-    assert radii.tolist() == [0, 0]
+    lower, upper = [0.5, 0.3, 0.0], [0.5, 0.4, 0.0]
+    radii = pixeldp_radius(lower, upper, scale=1.0, distribution=distribution)
+    assert radii.tolist() == [0, 0, 0]
 
 
 def test_the_construction_bound_is_certified_for_a_sure_prediction():

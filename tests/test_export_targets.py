@@ -181,6 +181,10 @@ class TestEnsemble:
         assert difference(draws[0], draws[1]) > 1e-3
         np.testing.assert_allclose(found, np.mean(draws, 0), rtol=1e-4, atol=1e-6)
 
+    def test_images_are_checked(self, target):
+        with pytest.raises(ValueError, match="255"):
+            target.predict_mean(255 * IMAGES, 4)
+
     def test_gradient_is_that_of_the_mean(self, target):
         """Of the log of the mean softmax, by the gradients of the single draws."""
         images = tf.constant(IMAGES)

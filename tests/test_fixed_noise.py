@@ -1,4 +1,4 @@
-"""Random self-ensemble and PixelDP: where their noise is, and how much."""
+"""Noise of a fixed strength and random self-ensemble: where it is, and how much."""
 
 import math
 
@@ -10,16 +10,13 @@ import tensorflow as tf
 
 from pni_tf import (
     FixedNoise,
-    PNIAdversarialModel,
     build_model,
     freeze_pni,
-    inject_pixeldp,
     inject_pni,
     inject_rse,
     strip_pni,
 )
 from pni_tf.conversion import noise_wrappers
-from pni_tf.fixed_noise import pixeldp_scale
 from pni_tf.fusion import fuse_batch_norm
 
 IMAGES = np.random.default_rng(0).uniform(size=(6, 8, 8, 1)).astype("float32")
@@ -140,72 +137,3 @@ class TestRSE:
     def test_noise_twice(self):
         with pytest.raises(ValueError, match="already has noise, at layer"):
             inject_rse(inject_pni(resnet()))
-
-
-class TestPixelDP:
-    def test_scale_is_that_of_the_paper(self):
-        assert pixeldp_scale(0.1) == pytest.approx(0.2537, abs=5e-5)
-        assert pixeldp_scale(0.3, 0.5, 0.01) == pytest.approx(
-            0.3 * math.sqrt(2 * math.log(125)) / 0.5
-        )
-        assert pixeldp_scale(0.3, 2.0, distribution="laplace") == pytest.approx(0.15)
-
-    @pytest.mark.parametrize("distribution", ["gaussian", "laplace"])
-    def test_noise_follows_the_first_convolution(self, distribution):
-        model = inject_pixeldp(resnet(), distribution=distribution)
-        (noisy,) = (layer for layer in model.layers if isinstance(layer, FixedNoise))
-        assert (noisy.layer.name, noisy.position) == ("conv0", "output")
-        assert noisy.scale == pixeldp_scale(0.1, distribution=distribution)
-        assert noisy.distribution == distribution
-
-    @pytest.mark.parametrize("strategy", ["one device", "two devices"])
-    def test_sensitivity_is_bounded_during_training(
-        self, strategy, mirrored_strategy, tmp_path
-    ):
-        scope = {
-            "one device": tf.distribute.get_strategy(),
-            "two devices": mirrored_strategy,
-        }[strategy].scope()
-        with scope:
-            model = inject_pixeldp(resnet(), seed=0)
-            trainer = PNIAdversarialModel(model)
-            trainer.compile(keras.optimizers.SGD(0.5))
-        before = model.get_layer("conv0_pixeldp_noise").layer.kernel.numpy()
-        trainer.fit(IMAGES, np.arange(6), batch_size=2, epochs=2, verbose=0)
-        model.save(tmp_path / "model.keras")
-        loaded = keras.saving.load_model(tmp_path / "model.keras")
-        convolution = loaded.get_layer("conv0_pixeldp_noise").layer
-        kernel = convolution.kernel.numpy()
-        assert np.abs(kernel - before).max() > 1e-4
-        entries = tf.reshape(tf.eye(64), [64, 8, 8, 1]) / 0.4  # of the normalisation
-        outputs = tf.nn.conv2d(entries, kernel, 1, "SAME")
-        matrix = tf.reshape(outputs, [64, -1]).numpy()
-        exact = np.linalg.svd(matrix, compute_uv=False)[0]
-        assert 0.8 < exact <= 1 + 1e-5
-        assert convolution.kernel_constraint.scale == pytest.approx([1 / 0.4])
-
-    @pytest.mark.parametrize(
-        ("options", "message"),
-        [
-            ({"bound": 0}, "`bound` and `epsilon` must be positive.*bound=0"),
-            ({"epsilon": 1.5}, "holds for epsilon up to 1.*epsilon=1.5"),
-            ({"delta": 1.0}, "`delta` must be in .*delta=1.0"),
-            ({"distribution": "cauchy"}, "`distribution` must be one of"),
-        ],
-    )
-    def test_bad_arguments(self, options, message):
-        with pytest.raises(ValueError, match=message):
-            inject_pixeldp(resnet(), **options)
-
-    def test_something_else_before_the_convolution(self):
-        inputs = keras.Input([6, 6, 2])
-        outputs = keras.layers.ReLU(name="early")(inputs)
-        model = keras.Model(inputs, keras.layers.Conv2D(2, 3)(outputs))
-        with pytest.raises(ValueError, match="Received: layer 'early'"):
-            inject_pixeldp(model)
-
-    def test_an_unusual_convolution(self):
-        inputs = keras.Input([6, 6, 2])
-        outputs = keras.layers.DepthwiseConv2D(3, name="depth")(inputs)
-        with pytest.raises(ValueError, match="Received: layer 'depth'"):
-            inject_pixeldp(keras.Model(inputs, outputs))

@@ -7,6 +7,7 @@ import pytest
 from reproductions import cells_of
 
 from pni_tf.reproduce.builder import STRONG
+from pni_tf.reproduce.competitors import guarantees
 from pni_tf.reproduce.sentences import about
 from pni_tf.reproduce.tables import Cell, Claim, Table
 
@@ -110,3 +111,22 @@ def test_few_images_are_compared_with_the_same_ones(tmp_path):
         "Strong suite against the worst case of the other attacks, first seed, on the "
         "same 10 images: A 80.00 against 90.00."
     ]
+
+
+@pytest.mark.parametrize(
+    ("shares", "words"),
+    [
+        (
+            {"0": 0.8, "0.1": 0.5, "0.2": 0.4, "0.3": 0.3},
+            "at radius 0.2 and at none of",
+        ),
+        ({"0": 0.8, "0.1": 0.3}, "at none of the radii here"),
+        ({"0": 0.8}, "at none of the radii here"),
+        ({"0": 0.0, "0.1": 0.0}, "at none of the radii here"),
+    ],
+)
+def test_what_is_certified(shares, words):
+    """The accuracy at radius 0 is no guarantee."""
+    found = {"method": "M", "images": 10, "draws": 100, "failure": 0.05}
+    sentence, _ = guarantees([{**found, "certified_accuracy": shares}])
+    assert f"is certified {words}" in sentence

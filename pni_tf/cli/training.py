@@ -20,8 +20,9 @@ from pni_tf.cli.run_directory import RunDirectory
 from pni_tf.conversion import inject_pni, noise_wrappers
 from pni_tf.data import Dataset, load_dataset
 from pni_tf.distribution import Workers
-from pni_tf.fixed_noise import inject_pixeldp, inject_rse
+from pni_tf.fixed_noise import inject_rse
 from pni_tf.models import build_model
+from pni_tf.pixeldp import inject_pixeldp
 from pni_tf.training import PNIAdversarialModel
 
 

@@ -24,7 +24,8 @@ from pni_tf.evaluation.radii import (
 from pni_tf.evaluation.store import ResultStore
 from pni_tf.export import load_target
 from pni_tf.fixed_noise import FixedNoise
-from pni_tf.sensitivity import BoundedSensitivity
+from pni_tf.pixeldp import NORMS, factors_before
+from pni_tf.sensitivity import convolution_sensitivity
 from pni_tf.validation import validate_images, validate_labels
 
 
@@ -72,8 +73,13 @@ class Certificate:
 
 
 def round_radii(certificates: list[Certificate]) -> list[float]:
-    """Returns eight radii, from 0 towards the largest, at which to tabulate."""
+    """Returns eight radii, from 0 towards the largest, at which to tabulate.
+
+    Only 0 if nothing is certified.
+    """
     largest = max(float(certificate.radii.max()) for certificate in certificates)
+    if largest == 0:
+        return [0.0]
     return [0.0, *(float(f"{largest * k / 8:.2g}") for k in range(1, 8))]
 
 
@@ -119,7 +125,8 @@ def certify(
 
     Raises:
         ValueError: If the model does not have the noise layer of PixelDP and no other
-            noise, or an argument is out of range.
+            noise, something of the image goes around it, or an argument is out of
+            range.
 
     Reference: https://arxiv.org/abs/1802.03471, section 3.4;
     https://arxiv.org/abs/1902.02918, section 3.2.
@@ -133,7 +140,20 @@ def certify(
         check_number(name, value, minimum=1, integer=True)
     if not 0 < failure < 1:
         raise ValueError(f"`failure` must be in (0, 1). Received: failure={failure}")
+    # As the model is now: its normalisation or kernel may have been set since.
+    norm = NORMS[wrapper.distribution]
+    sensitivity = convolution_sensitivity(
+        tf.cast(tf.convert_to_tensor(wrapper.layer.kernel), "float64"),
+        model.input_shape[1:-1],
+        factors_before(model, wrapper),
+        wrapper.layer.dilation_rate,
+        norm,
+    ).numpy()
     target = load_target(model)
+    if target.num_classes < 2:
+        raise ValueError(
+            f"A certificate needs two classes or more. Received: {target.num_classes}"
+        )
     images = validate_images(images, image_shape=target.image_shape)
     labels = validate_labels(labels, target.num_classes, num_examples=len(images))
     stamp = {
@@ -167,13 +187,8 @@ def certify(
         np.concatenate([part[name] for part in parts])
         for name in ("scores", "votes", "selection")
     )
-    constraint = wrapper.layer.kernel_constraint
-    kernel = tf.cast(tf.convert_to_tensor(wrapper.layer.kernel), "float64")
-    noise = {
-        "scale": wrapper.scale,
-        "sensitivity": float(constraint.sensitivity(kernel)),
-    }
-    common = {"norm": constraint.norm, "failure": failure, "labels": labels}
+    noise = {"scale": wrapper.scale, "sensitivity": sensitivity}
+    common = {"norm": norm, "failure": failure, "labels": labels}
     common["draws"] = draws
     certificates = []
     for method, values, bounds in (
@@ -214,12 +229,7 @@ def pixeldp_wrapper(model: keras.Model) -> FixedNoise:
     wrappers = noise_wrappers(model) if isinstance(model, keras.Model) else []
     if len(wrappers) == 1 and isinstance(wrappers[0], FixedNoise):
         (wrapper,) = wrappers
-        bounded = getattr(wrapper.layer, "kernel_constraint", None)
-        if (
-            wrapper.position == "output"
-            and not wrapper.frozen
-            and isinstance(bounded, BoundedSensitivity)
-        ):
+        if wrapper.position == "output" and not wrapper.frozen:
             return wrapper
     raise ValueError(
         "A certificate needs a network from `inject_pixeldp`, because noise anywhere "

@@ -40,8 +40,9 @@ def pixeldp_radius(
     """
     check_choice("distribution", distribution, DISTRIBUTIONS)
     lower, upper = np.asarray(lower, float), np.asarray(upper, float)
-    with np.errstate(divide="ignore"):
-        most = 0.5 * np.log(np.maximum(lower, upper) / upper)  # above it no d is left
+    with np.errstate(divide="ignore", invalid="ignore"):
+        # Above it no d is left.
+        most = np.where(lower > upper, 0.5 * np.log(lower / upper), 0)
     if distribution == "laplace":
         return most * scale / sensitivity
     shares = np.linspace(0, 1, 2001)[1:].reshape(-1, *[1] * lower.ndim)

@@ -64,7 +64,7 @@ def table6(build: Builder) -> list[Part]:
             evaluation=build.scale.evaluation("certify", pixeldp),
             entry="certificates",
             lines=_certified,
-            summary=_guarantees,
+            summary=guarantees,
             picture="certified_accuracy",
             note="L2 radii, first seed. At radius 0 stands the accuracy, certified or "
             "not. No bound certifies the Linf ball of the attacks above, and "
@@ -82,14 +82,18 @@ def _certified(certificates):
     return rows
 
 
-def _guarantees(certificates):
+def guarantees(certificates: list[dict]) -> list[str]:
+    """Returns sentences about the certificates in an `evaluation.json`."""
     first, sentences = certificates[0], []
     for each in certificates:
         shares = {float(r): s for r, s in each["certified_accuracy"].items()}
-        half = [radius for radius, share in shares.items() if share >= shares[0.0] / 2]
+        half = [r for r, share in shares.items() if r and share >= shares[0.0] / 2 > 0]
+        where = "none of the radii"
+        if half:
+            where = f"radius {max(half):g} and at none of the larger ones"
         sentences.append(
             f"{each['method']}: half of the accuracy of {100 * shares[0.0]:.2f} % is "
-            f"certified at radius {max(half):g} and at none of the larger ones here."
+            f"certified at {where} here."
         )
     return [
         *sentences,
