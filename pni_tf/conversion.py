@@ -236,7 +236,7 @@ def is_convertible(model) -> bool:
     )
 
 
-def is_transparent(model):
+def is_transparent(model) -> bool:
     """Whether a model computes what its graph says, and the graph can be rebuilt."""
     if not is_convertible(model) or not model.built or not hasattr(model, "outputs"):
         return False

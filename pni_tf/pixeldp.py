@@ -10,7 +10,7 @@ import math
 import keras
 import numpy as np
 
-from pni_tf.attacks.base import check_number
+from pni_tf.attacks.base import check_choice, check_number
 from pni_tf.conversion import (
     check_noise_free,
     is_transparent,
@@ -19,9 +19,6 @@ from pni_tf.conversion import (
 )
 from pni_tf.fixed_noise import DISTRIBUTIONS, FixedNoise, convolutions_of
 from pni_tf.sensitivity import BoundedSensitivity
-
-# In which PixelDP measures changes of the image, and of what comes before the noise.
-NORMS = {"gaussian": "l2", "laplace": "l1"}
 
 
 def inject_pixeldp(
@@ -66,12 +63,7 @@ def inject_pixeldp(
     check_noise_free(model)
     scale = pixeldp_scale(bound, epsilon, delta, distribution)
     first = convolutions_of(model)[0]
-    constraint = BoundedSensitivity(
-        scale=factors_before(model, first),
-        image_size=model.input_shape[1:-1],
-        dilation=first.dilation_rate,
-        norm=NORMS[distribution],
-    )
+    constraint = bounded_sensitivity(model, first, distribution)
     present = first.kernel_constraint
     if present is not None and getattr(present, "norm", None) != constraint.norm:
         raise ValueError(
@@ -106,11 +98,7 @@ def pixeldp_scale(
     check_number("bound", bound, minimum=0)
     check_number("epsilon", epsilon, minimum=0)
     check_number("delta", delta, minimum=0)
-    if distribution not in DISTRIBUTIONS:
-        raise ValueError(
-            f"`distribution` must be one of {DISTRIBUTIONS}. "
-            f"Received: distribution={distribution!r}"
-        )
+    check_choice("distribution", distribution, DISTRIBUTIONS)
     if bound == 0 or epsilon == 0 or (distribution == "gaussian" and epsilon > 1):
         raise ValueError(
             "`bound` and `epsilon` must be positive, and the Gaussian mechanism holds "
@@ -121,6 +109,23 @@ def pixeldp_scale(
     if not 0 < delta < 1:
         raise ValueError(f"`delta` must be in (0, 1). Received: delta={delta}")
     return bound * math.sqrt(2 * math.log(1.25 / delta)) / epsilon
+
+
+def bounded_sensitivity(
+    model: keras.Model, layer: keras.Layer, distribution: str
+) -> BoundedSensitivity:
+    """Returns the bound on what the image does to a network through one layer.
+
+    It is that of the network as it is now, in the norm of the noise: L2 for Gaussian,
+    L1 for Laplace noise. For arguments and errors see `factors_before`.
+    """
+    convolution = layer.layer if isinstance(layer, FixedNoise) else layer
+    return BoundedSensitivity(
+        scale=factors_before(model, layer),
+        image_size=model.input_shape[1:-1],
+        dilation=convolution.dilation_rate,
+        norm={"gaussian": "l2", "laplace": "l1"}[distribution],
+    )
 
 
 def factors_before(model: keras.Model, layer: keras.Layer) -> np.ndarray:

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import scipy.stats
 import tensorflow as tf
+from small_resnet import IMAGES, resnet
 
 from pni_tf import (
     FixedNoise,
-    build_model,
     freeze_pni,
     inject_pni,
     inject_rse,
@@ -18,14 +18,6 @@ from pni_tf import (
 )
 from pni_tf.conversion import noise_wrappers
 from pni_tf.fusion import fuse_batch_norm
-
-IMAGES = np.random.default_rng(0).uniform(size=(6, 8, 8, 1)).astype("float32")
-
-
-def resnet():
-    return build_model(
-        "resnet8", input_shape=(8, 8, 1), num_classes=10, mean=[0.3], std=[0.4], seed=1
-    )
 
 
 def identity(**options):

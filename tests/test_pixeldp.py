@@ -8,23 +8,15 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers
+from small_resnet import IMAGES, resnet
 
 from pni_tf import (
     FixedNoise,
     PNIAdversarialModel,
-    build_model,
     inject_pixeldp,
 )
 from pni_tf.conversion import noise_wrappers
 from pni_tf.pixeldp import factors_before, pixeldp_scale
-
-IMAGES = np.random.default_rng(0).uniform(size=(6, 8, 8, 1)).astype("float32")
-
-
-def resnet():
-    return build_model(
-        "resnet8", input_shape=(8, 8, 1), num_classes=10, mean=[0.3], std=[0.4], seed=1
-    )
 
 
 def convolution(**options):
@@ -222,11 +214,14 @@ def test_constraints_do_not_replace_each_other():
         inject_pixeldp(model)
 
 
-def test_way_through_a_layer_that_was_set_again():
-    normalisation = layers.Normalization(mean=0.0, variance=1.0)
+def test_way_through_layers_that_came_later_or_were_set_again():
+    normalisation = layers.Normalization()
+    normalisation.adapt(np.arange(2.0).reshape(2, 1, 1, 1).repeat(2, -1))
     model = network(lambda x: convolution()(normalisation(x)))
     noisy = inject_pixeldp(model)
     (wrapper,) = noise_wrappers(noisy)
-    np.testing.assert_array_equal(factors_before(noisy, wrapper), [1, 1])
+    np.testing.assert_allclose(factors_before(noisy, wrapper), [2, 2])
     around = keras.Sequential([keras.Input((6, 6, 2)), layers.Rescaling(255.0), noisy])
-    np.testing.assert_allclose(factors_before(around, wrapper), [255, 255])
+    np.testing.assert_allclose(factors_before(around, wrapper), [510, 510])
+    normalisation.adapt(4 * np.arange(2.0).reshape(2, 1, 1, 1).repeat(2, -1))
+    np.testing.assert_allclose(factors_before(noisy, wrapper), [0.5, 0.5])

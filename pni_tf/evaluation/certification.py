@@ -24,8 +24,7 @@ from pni_tf.evaluation.radii import (
 from pni_tf.evaluation.store import ResultStore
 from pni_tf.export import load_target
 from pni_tf.fixed_noise import FixedNoise
-from pni_tf.pixeldp import NORMS, factors_before
-from pni_tf.sensitivity import convolution_sensitivity
+from pni_tf.pixeldp import bounded_sensitivity
 from pni_tf.validation import validate_images, validate_labels
 
 
@@ -141,14 +140,9 @@ def certify(
     if not 0 < failure < 1:
         raise ValueError(f"`failure` must be in (0, 1). Received: failure={failure}")
     # As the model is now: its normalisation or kernel may have been set since.
-    norm = NORMS[wrapper.distribution]
-    sensitivity = convolution_sensitivity(
-        tf.cast(tf.convert_to_tensor(wrapper.layer.kernel), "float64"),
-        model.input_shape[1:-1],
-        factors_before(model, wrapper),
-        wrapper.layer.dilation_rate,
-        norm,
-    ).numpy()
+    bound = bounded_sensitivity(model, wrapper, wrapper.distribution)
+    kernel = tf.cast(tf.convert_to_tensor(wrapper.layer.kernel), "float64")
+    noise = {"scale": wrapper.scale, "sensitivity": float(bound.sensitivity(kernel))}
     target = load_target(model)
     if target.num_classes < 2:
         raise ValueError(
@@ -187,9 +181,12 @@ def certify(
         np.concatenate([part[name] for part in parts])
         for name in ("scores", "votes", "selection")
     )
-    noise = {"scale": wrapper.scale, "sensitivity": sensitivity}
-    common = {"norm": norm, "failure": failure, "labels": labels}
-    common["draws"] = draws
+    common = {
+        "norm": bound.norm,
+        "draws": draws,
+        "failure": failure,
+        "labels": labels,
+    }
     certificates = []
     for method, values, bounds in (
         ("PixelDP, Hoeffding", scores / draws, hoeffding_bounds),
