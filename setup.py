@@ -26,10 +26,14 @@ setup(
     packages=[
         "pni_tf",
         "pni_tf.attacks",
+        "pni_tf.attacks.zoo",
         "pni_tf.cli",
         "pni_tf.configs",
+        "pni_tf.distribution",
         "pni_tf.evaluation",
+        "pni_tf.noise",
         "pni_tf.reproduce",
+        "pni_tf.training",
     ],
     # The flagfiles live at the top of the checkout, and inside an installed package.
     package_dir={"pni_tf.configs": "configs"},
@@ -65,7 +69,7 @@ setup(
             "pni-train = pni_tf.cli.train:run",
             "pni-evaluate = pni_tf.cli.evaluate:run",
             "pni-export = pni_tf.cli.export:run",
-            "pni-reproduce = pni_tf.cli.reproduce:run",
+            "pni-reproduce = pni_tf.reproduce.command:run",
         ]
     },
     classifiers=[

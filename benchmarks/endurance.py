@@ -21,9 +21,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import keras
 
 from pni_tf import PGD, PNIAdversarialModel, build_model, inject_pni, load_dataset
-from pni_tf.batches import evaluation_batches, training_batches
-from pni_tf.callbacks import AlphaLogger, EpochTensorBoard, HistoryFile
-from pni_tf.checkpoints import Checkpoint
+from pni_tf.data import evaluation_batches, training_batches
+from pni_tf.training.callbacks import AlphaLogger, EpochTensorBoard, HistoryFile
+from pni_tf.training.checkpoints import Checkpoint
 
 BATCH = 64
 TRACES = []

@@ -9,7 +9,7 @@ from pathlib import Path
 from fuzz_cases import Case, Offence, damaged
 from fuzz_command import REACHED, check_refusal, fork, shown
 
-from pni_tf import cluster
+from pni_tf.distribution import cluster
 
 GOOD = {
     "cluster": {"worker": ["host1:12345", "[::1]:12346", "10.0.0.3:1"]},

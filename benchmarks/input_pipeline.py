@@ -16,8 +16,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import numpy as np
 import workers
 
-from pni_tf.batches import training_batches
-from pni_tf.data import Split
+from pni_tf.data import Split, training_batches
 
 
 def main():

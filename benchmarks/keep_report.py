@@ -17,10 +17,11 @@ ROOT = Path(__file__).resolve().parents[1]
 COSTS = ROOT / "pni_tf" / "reproduce" / "costs.json"
 
 sys.path.insert(0, str(ROOT))
-from pni_tf.reproduce.scales import SCALES  # noqa: E402
 
 
 def main():
+    from pni_tf.reproduce.scales import SCALES
+
     (root,) = map(Path, sys.argv[1:])
     content = json.loads((root / "report" / "report.json").read_text())
     scale = SCALES[content["scale"]]

@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from absl import flags
 
 from pni_tf.cli import app, train_flags
+from pni_tf.training import assembly
 
 STEPS = 3
 TRAINING_IMAGES = {"digits": 1293, "mnist": 60_000, "cifar10": 50_000}
@@ -28,7 +29,6 @@ def measure(config: str) -> str:
     import numpy as np
     import tensorflow as tf
 
-    from pni_tf.cli import training
     from pni_tf.data import DATASETS, Dataset, Split
 
     flags.FLAGS.unparse_flags()
@@ -43,7 +43,7 @@ def measure(config: str) -> str:
         generator.integers(0, 256, shape, dtype=np.uint8),
         generator.integers(0, info.num_classes, settings.batch_size),
     )
-    trainer = training.compiled_trainer(settings, Dataset(info, split, None, split))
+    trainer = assembly.compiled_trainer(settings, Dataset(info, split, None, split))
     batch = tf.constant(split.images_float()), tf.constant(split.labels)
     step = tf.function(lambda: trainer.train_step(batch), autograph=False)
     step()

@@ -164,8 +164,8 @@ def _tensorflow_step(name, settings, images, labels):
     import tensorflow as tf
 
     import pni_tf
-    from pni_tf import fusion, training
     from pni_tf.data import DATASETS
+    from pni_tf.noise import fusion
 
     tf.config.experimental.enable_tensor_float_32_execution(
         settings.precision == "tf32"
@@ -173,7 +173,7 @@ def _tensorflow_step(name, settings, images, labels):
     if settings.precision.endswith("16"):
         keras.mixed_precision.set_global_policy(f"mixed_{settings.precision}")
     if name == "ours-unfused":
-        training.fuse_batch_norm = lambda model: model
+        fusion.fuse_batch_norm = lambda model: model
     if name == "ours-folded":
         fusion._has_fused_operation = lambda norm, images: False
     info = DATASETS["cifar10"]

@@ -4,9 +4,8 @@ Noise layers whose strength is trained, the adversarial training that trains the
 the attacks that judge them, and an evaluation that a sceptic believes.
 
 The public names are loaded on first use, so that a command can answer `--help`
-without waiting for TensorFlow. Where Keras is imported before this package, as in
-`import keras` followed by `import pni_tf`, the layers are registered with Keras at
-once and `keras.saving.load_model` finds them.
+without waiting for TensorFlow. What Keras must know to load our files is registered
+as soon as both this package and Keras are imported, in either order.
 
 Reference: He, Rakin, Fan. Parametric Noise Injection: Trainable Randomness to Improve
 Deep Neural Network Robustness against Adversarial Attack. CVPR 2019.
@@ -25,32 +24,32 @@ _MODULE_OF = {
     "PGD": "attacks",
     "ZOO": "attacks",
     "Attack": "attacks",
-    "BoundedSensitivity": "sensitivity",
+    "BoundedSensitivity": "noise.pixeldp",
     "CarliniWagnerL2": "attacks",
     "ExpectationOverNoise": "attacks",
-    "FixedNoise": "fixed_noise",
-    "PNIAdversarialModel": "training",
-    "PNIInput": "layers",
-    "PNIOutput": "layers",
-    "PNIWeight": "layers",
+    "FixedNoise": "noise.layers",
+    "PNIAdversarialModel": "training.trainer",
+    "PNIInput": "noise.layers",
+    "PNIOutput": "noise.layers",
+    "PNIWeight": "noise.layers",
     "RandomSearch": "attacks",
     "Square": "attacks",
     "Transfer": "attacks",
-    "alphas": "conversion",
+    "alphas": "noise.injection",
     "build_model": "models",
     "certify": "evaluation",
     "evaluate_robustness": "evaluation",
     "export_saved_model": "export",
-    "freeze_pni": "conversion",
-    "fuse_batch_norm": "fusion",
-    "inject_pixeldp": "pixeldp",
-    "inject_pni": "conversion",
-    "inject_rse": "fixed_noise",
+    "freeze_pni": "noise.injection",
+    "fuse_batch_norm": "noise.fusion",
+    "inject_pixeldp": "noise.pixeldp",
+    "inject_pni": "noise.injection",
+    "inject_rse": "noise.injection",
     "load_dataset": "data",
-    "load_target": "export",
+    "load_target": "targets",
     "make_attack": "attacks",
     "run_checklist": "evaluation",
-    "strip_pni": "conversion",
+    "strip_pni": "noise.injection",
     "strong_suite": "evaluation",
     "train_substitute": "attacks",
 }
@@ -81,7 +80,40 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-if "keras" in sys.modules:
+def _register() -> None:
+    """Registers all layers and constraints with Keras, by importing their modules."""
     check_backend()
-    for _module in ("layers", "fixed_noise"):
-        importlib.import_module(f"pni_tf.{_module}")
+    for module in ("noise.layers", "noise.pixeldp"):
+        importlib.import_module(f"pni_tf.{module}")
+
+
+class _AfterKeras:
+    """An import hook that registers the layers once Keras has been imported.
+
+    Keras looks a class up in its registry when it loads a file and imports no module to
+    find it, so a user who imports `pni_tf` before Keras needs the registration too.
+    """
+
+    def find_spec(self, name, path=None, target=None):
+        if name != "keras":
+            return None
+        others = (finder for finder in sys.meta_path if finder is not self)
+        specs = (finder.find_spec(name, path, target) for finder in others)
+        spec = next(filter(None, specs), None)
+        if spec is not None:
+            execute = spec.loader.exec_module
+
+            def execute_and_register(module):
+                execute(module)
+                if self in sys.meta_path:
+                    sys.meta_path.remove(self)
+                    _register()
+
+            spec.loader.exec_module = execute_and_register
+        return spec
+
+
+if "keras" in sys.modules:
+    _register()
+else:
+    sys.meta_path.insert(0, _AfterKeras())

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, locked, summed and named."""
 
 import contextlib
 import fcntl
@@ -6,6 +6,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -119,3 +120,41 @@ def file_digest(path: str | os.PathLike, *, name: bool = True) -> str:
                 digest.update(str(file.relative_to(path)).encode())
             digest.update(file.read_bytes())
     return digest.hexdigest()
+
+
+def slug(name: str) -> str:
+    """Returns a name as a file name: `PGD-40 EOT-20` becomes `pgd-40_eot-20`."""
+    name = name.replace("ε", "eps")
+    return re.sub(r"[^a-z0-9.=-]+", "_", name.lower()).strip("_.") or "_"
+
+
+# Where TensorFlow's layout has room for other people's files.
+_SUMS = Path("assets.extra", "SHA256SUMS")
+
+
+def _write_sums(directory):
+    """Writes the digest of each file, as `sha256sum --check` reads them."""
+    lines = [
+        f"{file_digest(file, name=False)}  {file.relative_to(directory)}\n"
+        for file in sorted(directory.rglob("*"))
+        if file.is_file()
+    ]
+    (directory / _SUMS).parent.mkdir()
+    (directory / _SUMS).write_text("".join(lines))
+
+
+def _check_sums(directory):
+    """Raises a ValueError if a file is not what the export has written."""
+    if not (directory / _SUMS).exists():
+        return  # someone else's, or an older one
+    lines = (directory / _SUMS).read_text(errors="replace").splitlines()
+    sums = {directory / line[66:]: line[:64] for line in lines}
+    # Other files may lie beside these.
+    needed = [directory / "saved_model.pb", *(directory / "variables").glob("*")]
+    for file in [*sums, *needed]:
+        digest = sums.get(file)
+        if not file.is_file() or file_digest(file, name=False) != digest:
+            raise ValueError(
+                f"{str(file)!r} is damaged or missing: export the model again, or use "
+                "another copy"
+            )

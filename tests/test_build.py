@@ -10,7 +10,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from pni_tf.cluster import find_cluster
+from pni_tf.distribution.cluster import find_cluster
 
 ROOT = Path(__file__).parents[1]
 

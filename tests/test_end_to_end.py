@@ -14,11 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
-from test_cluster import addresses
+from free_ports import addresses
 
-from pni_tf.conversion import alphas, strip_pni
-from pni_tf.data import load_dataset
-from pni_tf.export import load_model, load_target
+from pni_tf import alphas, load_dataset, load_target, strip_pni
+from pni_tf.targets import load_model
 
 BIN = Path(__file__).parents[1] / "bin"
 EPOCHS = 5

@@ -13,9 +13,7 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
-from pni_tf.conversion import inject_pni, strip_pni
-from pni_tf.data import load_dataset
-from pni_tf.export import export_saved_model
+from pni_tf import export_saved_model, inject_pni, load_dataset, strip_pni
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 COUNT, EPSILON, DRAWS, STEPS = 80, 0.1, 3, 8

@@ -12,10 +12,16 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
-from pni_tf.attacks import PGD
-from pni_tf.conversion import inject_pni, noise_wrappers, strip_pni
-from pni_tf.export import export_saved_model, load_model, load_target
-from pni_tf.training import PNIAdversarialModel
+from pni_tf import (
+    PGD,
+    PNIAdversarialModel,
+    export_saved_model,
+    inject_pni,
+    load_target,
+    strip_pni,
+)
+from pni_tf.noise.graph import noise_wrappers
+from pni_tf.targets import load_model
 
 SHAPE = (6, 6, 1)
 NOISY = ("w", "w+a-a")

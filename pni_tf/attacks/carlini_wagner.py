@@ -4,18 +4,18 @@ import dataclasses
 
 import tensorflow as tf
 
-from pni_tf.attacks.base import (
-    Attack,
-    Outcome,
-    check_number,
-    constant_count,
-    draws_of,
-    per_example,
-    value_and_gradient,
+from pni_tf.attacks.base import Attack, Outcome, constant_count, per_example
+from pni_tf.attacks.bookkeeping import (
+    BinarySearch,
+    Smallest,
+    Verdict,
+    gather,
+    rows_of,
+    scatter,
 )
-from pni_tf.attacks.binary_search import BinarySearch, Smallest, Verdict
+from pni_tf.attacks.draws import draws_of, value_and_gradient
 from pni_tf.attacks.goals import checked
-from pni_tf.attacks.selection import gather, rows_of, scatter
+from pni_tf.checks import check_number
 
 _INSIDE = 0.999999  # keeps arctanh finite at black and white pixels
 _BETA_1, _BETA_2, _TINY = 0.9, 0.999, 1e-8  # Adam's

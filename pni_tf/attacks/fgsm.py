@@ -4,16 +4,10 @@ import dataclasses
 
 import tensorflow as tf
 
-from pni_tf.attacks.base import (
-    Attack,
-    Outcome,
-    check_number,
-    constant_count,
-    draws_of,
-    expected_loss,
-    value_and_gradient,
-)
+from pni_tf.attacks.base import Attack, Outcome, constant_count
+from pni_tf.attacks.draws import draws_of, expected_loss, value_and_gradient
 from pni_tf.attacks.goals import checked
+from pni_tf.checks import check_number
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from pni_tf.validation import validate_images, validate_labels
+from pni_tf.checks import validate_images, validate_labels
 
 _NEVER = -1e9  # takes a class out of a maximum, and stays finite in float32
 

@@ -7,19 +7,16 @@ import tensorflow as tf
 from pni_tf.attacks.base import (
     Attack,
     Outcome,
-    check_choice,
-    check_number,
     constant_count,
-    draws_of,
-    expected_loss,
     fold_in,
     make_seed,
     per_example,
-    value_and_gradient,
 )
+from pni_tf.attacks.bookkeeping import Best, gather, rows_of, scatter
+from pni_tf.attacks.draws import draws_of, expected_loss, value_and_gradient
 from pni_tf.attacks.goals import checked
 from pni_tf.attacks.norms import NORMS
-from pni_tf.attacks.selection import Best, gather, rows_of, scatter
+from pni_tf.checks import check_choice, check_number
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -3,13 +3,14 @@
 import dataclasses
 
 from pni_tf.attacks.apgd import APGD
-from pni_tf.attacks.base import Attack, check_choice, check_number
+from pni_tf.attacks.base import Attack
 from pni_tf.attacks.carlini_wagner import CarliniWagnerL2
 from pni_tf.attacks.fgsm import FGSM
 from pni_tf.attacks.pgd import PGD
 from pni_tf.attacks.random_search import RandomSearch
 from pni_tf.attacks.square import Square
-from pni_tf.attacks.zoo import ZOO
+from pni_tf.attacks.zoo.attack import ZOO
+from pni_tf.checks import check_choice, check_number
 
 PRESETS = ("paper", "reference", "strong")
 _CLASSES = {

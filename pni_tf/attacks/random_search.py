@@ -5,21 +5,19 @@ from typing import ClassVar
 
 import tensorflow as tf
 
-from pni_tf.attacks.base import (
-    Attack,
-    LogitsFn,
-    Outcome,
-    check_choice,
-    check_number,
-    constant_count,
-    draws_of,
-    expected_loss,
-    fold_in,
-    make_seed,
+from pni_tf.attacks.base import Attack, Outcome, constant_count, fold_in, make_seed
+from pni_tf.attacks.bookkeeping import (
+    Best,
+    gather,
+    going,
+    judge,
+    scatter,
+    searched,
 )
-from pni_tf.attacks.goals import Goal, checked
+from pni_tf.attacks.draws import draws_of
+from pni_tf.attacks.goals import checked
 from pni_tf.attacks.norms import NORMS
-from pni_tf.attacks.selection import Best, gather, rows_of, scatter
+from pni_tf.checks import check_choice, check_number
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,22 +86,3 @@ class RandomSearch(Attack):
             parallel_iterations=1,
         )
         return Outcome(best.images, best.fooled, queries, none)
-
-
-def judge(logits_fn: LogitsFn, goal: Goal, images: tf.Tensor):
-    """Returns the mean margin `[N]`, and the share of the draws that are fooled."""
-    return expected_loss(
-        logits_fn, lambda logits: [goal.margin(logits), goal.fooled(logits)], images
-    )
-
-
-def searched(best: Best, early_stop: bool) -> tf.Tensor:
-    """Returns the rows still searched: with `early_stop`, those that do not fool."""
-    if early_stop:
-        return rows_of(~best.fooled)
-    return tf.range(tf.shape(best.fooled, tf.int64)[0])
-
-
-def going(best: Best, early_stop: bool) -> tf.Tensor:
-    """Returns whether any image is still searched."""
-    return ~(tf.constant(early_stop) & tf.reduce_all(best.fooled))

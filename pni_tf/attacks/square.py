@@ -5,18 +5,11 @@ from typing import ClassVar
 
 import tensorflow as tf
 
-from pni_tf.attacks.base import (
-    Attack,
-    Outcome,
-    check_number,
-    constant_count,
-    draws_of,
-    fold_in,
-    make_seed,
-)
+from pni_tf.attacks.base import Attack, Outcome, constant_count, fold_in, make_seed
+from pni_tf.attacks.bookkeeping import Best, gather, going, judge, scatter, searched
+from pni_tf.attacks.draws import draws_of
 from pni_tf.attacks.goals import checked
-from pni_tf.attacks.random_search import going, judge, searched
-from pni_tf.attacks.selection import Best, gather, scatter
+from pni_tf.checks import check_number
 
 # The fraction of the pixels halves after each of these squares out of 10,000.
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)

@@ -8,9 +8,9 @@ import numpy as np
 import tensorflow as tf
 from keras import layers as kl
 
-from pni_tf.attacks.base import check_number, value_and_gradient
+from pni_tf.attacks.draws import value_and_gradient
 from pni_tf.attacks.goals import cross_entropy
-from pni_tf.validation import validate_images, validate_labels
+from pni_tf.checks import check_number, validate_images, validate_labels
 
 Oracle = Callable[[np.ndarray], np.ndarray]
 

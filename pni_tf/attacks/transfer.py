@@ -3,16 +3,10 @@
 import dataclasses
 from typing import Any, ClassVar
 
-from pni_tf.attacks.base import (
-    Attack,
-    Outcome,
-    check_number,
-    constant_count,
-    draws_of,
-    expected_loss,
-)
-from pni_tf.attacks.expectation import ExpectationOverNoise
+from pni_tf.attacks.base import Attack, Outcome, constant_count
+from pni_tf.attacks.draws import ExpectationOverNoise, draws_of, expected_loss
 from pni_tf.attacks.goals import checked
+from pni_tf.checks import check_number
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)

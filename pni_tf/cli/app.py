@@ -15,7 +15,7 @@ from types import SimpleNamespace
 from absl import flags, logging
 
 from pni_tf import check_backend
-from pni_tf.cluster import WorkerLost
+from pni_tf.distribution.cluster import WorkerLost
 
 # In a checkout the configs lie beside the package, in an installation inside it.
 _CONFIG_FOLDERS = (

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from absl import flags
 
 from pni_tf.cli import app, attack_specs, train_flags
-from pni_tf.cluster import find_cluster
+from pni_tf.distribution.cluster import find_cluster
 
 USAGE = """\
 Evaluates a model under attack: a run directory, a .keras file or a SavedModel.
@@ -212,8 +212,8 @@ def main() -> None:
     app.check_strategy(settings)
     cluster = find_cluster() if settings.strategy == "multi_worker" else None
     app.import_tensorflow(settings.cpu_devices, start=cluster is None)
-    from pni_tf.cli.evaluation import evaluate
-    from pni_tf.distribution import connect
+    from pni_tf.cli.evaluate_run import evaluate
+    from pni_tf.distribution.workers import connect
 
     workers = connect(
         settings.strategy,

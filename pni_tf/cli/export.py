@@ -26,7 +26,8 @@ def main() -> None:
             f"expected a .keras file or a run directory. Nothing lies at {source}"
         )
     app.import_tensorflow()
-    from pni_tf.export import export_saved_model, load_model
+    from pni_tf.export import export_saved_model
+    from pni_tf.targets import load_model
 
     export_saved_model(load_model(source), directory)
     print(f"Exported {source} to {directory}")

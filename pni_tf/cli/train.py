@@ -8,7 +8,7 @@ from absl import flags
 
 from pni_tf.cli import app, train_flags
 from pni_tf.cli.run_directory import RunDirectory
-from pni_tf.cluster import find_cluster
+from pni_tf.distribution.cluster import find_cluster
 
 USAGE = """\
 Trains a network with parametric noise injection, evaluates it under attack and exports
@@ -48,12 +48,12 @@ def _run(settings, directory, cluster):
     import keras
     import tensorflow as tf
 
-    from pni_tf import distribution
+    from pni_tf.distribution.workers import connect
 
     keras.utils.set_random_seed(settings.seed)
     if settings.deterministic:
         tf.config.experimental.enable_op_determinism()
-    workers = distribution.connect(
+    workers = connect(
         settings.strategy,
         cluster=cluster,
         agree_on=train_flags.settled(),
@@ -69,18 +69,18 @@ def _run(settings, directory, cluster):
 
 
 def _train(settings, directory, workers):
-    from pni_tf.cli import finish, training
+    from pni_tf.cli import train_run
 
-    dataset = training.load(settings)
-    training.check_batches(settings, dataset, workers.replicas)
-    training.train(settings, directory, dataset, workers)
+    dataset = train_run.load(settings)
+    train_run.check_batches(settings, dataset, workers.replicas)
+    train_run.train(settings, directory, dataset, workers)
     undefended = None
     if settings.compare_undefended:
         undefended = RunDirectory(directory.undefended)
         if workers.is_chief:
             undefended.path.mkdir(exist_ok=True)
-        training.train(_undefended(settings), undefended, dataset, workers)
-    finish.finish(settings, directory, undefended, dataset, workers)
+        train_run.train(_undefended(settings), undefended, dataset, workers)
+    train_run.finish(settings, directory, undefended, dataset, workers)
 
 
 def _undefended(settings: SimpleNamespace) -> SimpleNamespace:

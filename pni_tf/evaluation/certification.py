@@ -13,8 +13,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from pni_tf.attacks.base import check_number
-from pni_tf.conversion import noise_wrappers
+from pni_tf.checks import check_number, validate_images, validate_labels
 from pni_tf.evaluation.radii import (
     clopper_pearson_bounds,
     cohen_radius,
@@ -22,10 +21,10 @@ from pni_tf.evaluation.radii import (
     pixeldp_radius,
 )
 from pni_tf.evaluation.store import ResultStore
-from pni_tf.export import load_target
-from pni_tf.fixed_noise import FixedNoise
-from pni_tf.pixeldp import bounded_sensitivity
-from pni_tf.validation import validate_images, validate_labels
+from pni_tf.noise.graph import noise_wrappers
+from pni_tf.noise.layers import FixedNoise
+from pni_tf.noise.pixeldp import bounded_sensitivity
+from pni_tf.targets import load_target
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

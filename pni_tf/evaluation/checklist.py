@@ -11,7 +11,7 @@ from pni_tf.evaluation.curves import evaluate_curve
 from pni_tf.evaluation.results import Result, Scenario, union
 from pni_tf.evaluation.robustness import evaluate_robustness
 from pni_tf.evaluation.suites import scenario_of
-from pni_tf.export import Target
+from pni_tf.targets import Target
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

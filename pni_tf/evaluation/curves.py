@@ -3,11 +3,11 @@
 import dataclasses
 
 from pni_tf.attacks import PGD
-from pni_tf.attacks.base import check_choice
+from pni_tf.checks import check_choice
 from pni_tf.evaluation.results import Result, Scenario
 from pni_tf.evaluation.robustness import evaluate_robustness
 from pni_tf.evaluation.suites import scenario_of
-from pni_tf.export import Target
+from pni_tf.targets import Target
 
 CURVES = ("epsilon", "steps", "draws")
 _STEPS = (1, 2, 5, 10, 20, 50, 100)

@@ -3,8 +3,8 @@
 import numpy as np
 import scipy.stats
 
-from pni_tf.attacks.base import check_choice, check_number
-from pni_tf.fixed_noise import DISTRIBUTIONS
+from pni_tf.checks import check_choice, check_number
+from pni_tf.noise.layers import DISTRIBUTIONS
 
 
 def pixeldp_radius(

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from pni_tf.attacks import PGD, Attack, Transfer
-from pni_tf.attacks.base import check_choice, check_number
+from pni_tf.checks import check_choice, check_number
 
 TARGET_RULES = ("next", "random", "least_likely")
 
@@ -296,3 +296,7 @@ def worst_cases(results: list[Result]) -> list[Result]:
 
 def _mean(values) -> float | None:
     return float(np.mean(values)) if len(values) else None
+
+
+# A table: from the name of a column (a network) to its results, one for each row.
+Columns = dict[str, list[Result]]

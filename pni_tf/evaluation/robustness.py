@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import tensorflow as tf
+from tqdm import tqdm
 
 from pni_tf.attacks import (
     CarliniWagnerL2,
@@ -19,12 +20,12 @@ from pni_tf.attacks import (
     Outcome,
     gradient_warnings,
 )
-from pni_tf.attacks.base import check_number, fold_in
-from pni_tf.distribution import Workers
-from pni_tf.evaluation.results import Result, Scenario
+from pni_tf.attacks.base import fold_in
+from pni_tf.checks import check_number, validate_images, validate_labels
+from pni_tf.distribution.workers import Workers
+from pni_tf.evaluation.results import Columns, Result, Scenario
 from pni_tf.evaluation.store import ResultStore, examples_digest
-from pni_tf.export import Target
-from pni_tf.validation import validate_images, validate_labels
+from pni_tf.targets import Target
 
 
 def evaluate_robustness(
@@ -325,3 +326,45 @@ def _aims(rule, logits_fn, classes, images, labels, seed):
         return (labels + shift) % classes
     own = tf.one_hot(labels, classes, on_value=1e9, off_value=0.0)
     return tf.argmin(logits_fn(images) + own, -1)
+
+
+def evaluate_columns(
+    targets: dict[str, Target],
+    images,
+    labels,
+    scenarios: list[Scenario],
+    *,
+    store: Callable[[str], ResultStore],
+    **options,
+) -> Columns:
+    """Returns the results of the same scenarios on several targets.
+
+    Shows a progress bar where the output is a terminal.
+
+    Args:
+        targets: The targets, by the name of their column.
+        images: Float32 `[N, H, W, C]` in `[0, 1]`.
+        labels: Integers `[N]`.
+        scenarios: What to evaluate.
+        store: The store of a column, by its name.
+        **options: Passed on to `evaluate_robustness`.
+    """
+    return {
+        name: evaluate_robustness(
+            target,
+            images,
+            labels,
+            scenarios,
+            store=store(name),
+            progress=progress_bar(name),
+            **options,
+        )
+        for name, target in targets.items()
+    }
+
+
+def progress_bar(name: str):
+    """Returns the `progress` of `evaluate_robustness` for a column."""
+    return lambda batches, row: tqdm(
+        batches, desc=f"{name}: {row}", leave=False, disable=None
+    )

@@ -3,13 +3,13 @@
 import hashlib
 import json
 import os
-import re
 import shutil
 from pathlib import Path
 
 import numpy as np
 
 from pni_tf import files
+from pni_tf.files import slug
 
 
 class ResultStore:
@@ -82,12 +82,6 @@ class ResultStore:
         digest = digest.hexdigest()
         content = {**settings, "identity": self.identity, "digest": digest}
         return json.dumps(content, sort_keys=True)
-
-
-def slug(name: str) -> str:
-    """Returns a name as a file name: `PGD-40 EOT-20` becomes `pgd-40_eot-20`."""
-    name = name.replace("ε", "eps")
-    return re.sub(r"[^a-z0-9.=-]+", "_", name.lower()).strip("_.") or "_"
 
 
 def examples_digest(images: np.ndarray, labels: np.ndarray) -> str:

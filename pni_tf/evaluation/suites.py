@@ -3,16 +3,10 @@
 import dataclasses
 from collections.abc import Mapping
 
-from pni_tf.attacks import (
-    FGSM,
-    PGD,
-    Attack,
-    Transfer,
-    make_attack,
-)
-from pni_tf.attacks.base import check_number
+from pni_tf.attacks import FGSM, PGD, Attack, Transfer, make_attack
+from pni_tf.checks import check_number
 from pni_tf.evaluation.results import Scenario
-from pni_tf.export import Target
+from pni_tf.targets import Target
 
 # One name for each row, whatever the settings, so that columns can be compared.
 _STRONG = {

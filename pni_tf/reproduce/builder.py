@@ -4,12 +4,25 @@ import functools
 import importlib.resources
 import json
 
+from pni_tf.reproduce.cells import Cell, Claim, Source
 from pni_tf.reproduce.jobs import Training
 from pni_tf.reproduce.scales import Scale
-from pni_tf.reproduce.tables import Cell, Source
 
 PAPER_COLUMNS = ("clean", "PGD-7", "FGSM")
 STRONG = "strong suite, worst case (first seed)"
+LOCATIONS = {
+    "PNI-W": "pni_w",
+    "PNI-I": "pni_i",
+    "PNI-A-a": "pni_a_a",
+    "PNI-A-b": "pni_a_b",
+    "PNI-W+A-a": "pni_w_a_a",
+    "PNI-W+A-b": "pni_w_a_b",
+}
+NOISE_OFF = " The rows without PNI are the same networks with alpha = 0."
+# Columns of a row, behind its label.
+PGD7, EOT, WORST, STRONG_WORST = 1, 3, 5, 6
+
+
 _STRICT_NOTE = (
     "The columns behind FGSM are a stricter evaluation than the paper's. EOT-{k}: the "
     "attack averages over {k} draws of the noise. Noise-off-crafted: examples made "
@@ -120,3 +133,32 @@ class Builder:
         return _STRICT_NOTE.format(
             k=self.scale.expectation, strong=flags["--expectation"]
         )
+
+
+def row(build: Builder, trainings, paper=None, **where) -> tuple:
+    """Returns a row of the paper's columns and of the strict ones."""
+    return (
+        *build.paper_cells(trainings, paper, **where),
+        *build.strict_cells(trainings, **where),
+    )
+
+
+def compare(what: str, ours: tuple, other: tuple, *columns: int) -> list[Claim]:
+    """Returns claims that one row is above another.
+
+    Args:
+        what: Says so, such as `"PNI-W against its fair twin"`.
+        ours: The row that should be above.
+        other: The other one.
+        *columns: Where; by default as the paper does and as strictly as can be.
+    """
+    names = {
+        PGD7: "under PGD-7 as in the paper",
+        EOT: "under PGD in expectation",
+        WORST: "in the worst case",
+        STRONG_WORST: "in the worst case of the strong suite (first seed)",
+    }
+    return [
+        Claim(text=f"{what}, {names[i]}", ours=ours[i], other=other[i])
+        for i in columns or (PGD7, STRONG_WORST)
+    ]

@@ -11,12 +11,11 @@ import markdown
 
 from pni_tf import files
 from pni_tf.reproduce import sections
-from pni_tf.reproduce.costs import duration
-from pni_tf.reproduce.jobs import Evaluation, Stamp, in_order
+from pni_tf.reproduce.cells import Part, Table
+from pni_tf.reproduce.jobs import Evaluation, Stamp, duration, in_order
 from pni_tf.reproduce.runner import shell
 from pni_tf.reproduce.scales import Scale
 from pni_tf.reproduce.studies import STUDIES
-from pni_tf.reproduce.tables import Part, Table
 
 _STYLE = """
 body { font-family: sans-serif; max-width: 75em; margin: 2em auto; padding: 0 1em; }

@@ -11,8 +11,21 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from pni_tf import files, plots
-from pni_tf.reproduce import sentences, values
-from pni_tf.reproduce.tables import Alphas, Cell, Curves, Listing, Part, Table
+from pni_tf.reproduce.cells import (
+    Alphas,
+    Cell,
+    Curves,
+    Listing,
+    Part,
+    Table,
+    Value,
+    count_empty,
+    paper_text,
+)
+from pni_tf.reproduce.cells import (
+    read as read_cell,
+)
+from pni_tf.reproduce.comparisons import about
 
 _NOT_RUN = "not run"
 _STYLES = {"": "o-", "EOT": "s:", "without PNI": "x-."}  # of the lines of curves
@@ -50,8 +63,7 @@ def make(part: Part, root: Path, folder: Path, name: str) -> Section:
 def _(part: Table, root: Path, folder: Path, name: str) -> Section:
     rows, content, attacks = [], [], {}
     read = {
-        label: [values.read(folder, cell) for cell in cells]
-        for label, cells in part.rows
+        label: [read_cell(folder, cell) for cell in cells] for label, cells in part.rows
     }
     most = max((v.images for row in read.values() for v in row if v), default=0)
     for label, cells in part.rows:
@@ -64,7 +76,7 @@ def _(part: Table, root: Path, folder: Path, name: str) -> Section:
         content.append({"label": label, "cells": list(map(_cell_json, cells, found))})
         for cell in cells:
             attacks |= _attacks(folder, cell)
-    said, comparisons = sentences.about(root, folder, part)
+    said, comparisons = about(root, folder, part)
     sizes = _sizes(folder, part)
     if any(" (n = " in text for row in rows for text in row):
         sizes += " n: on the first n images only, which may be easier or harder."
@@ -298,17 +310,17 @@ def _point(entry):
     return _NOT_RUN if entry is None else f"{100 * entry['accuracy_mean']:.2f}"
 
 
-def _cell_text(folder: Path, cell: Cell, value: values.Value | None, most: int) -> str:
+def _cell_text(folder: Path, cell: Cell, value: Value | None, most: int) -> str:
     if not cell.sources:
         return "–"
     if value is not None:
         text = value.text()
     else:
-        all_ran = values.count_empty(folder, cell) == len(cell.sources)
+        all_ran = count_empty(folder, cell) == len(cell.sources)
         text = "none claimed" if all_ran else _NOT_RUN
     if value is not None and value.images < most:
         text += f" (n = {value.images:,})"  # other images, so not to be compared
-    paper = values.paper_text(cell)
+    paper = paper_text(cell)
     return f"{text}<br>paper {paper}" if paper else text
 
 
@@ -316,7 +328,7 @@ def _sizes(folder: Path, part: Table) -> str:
     """Returns on how many images and draws each column was taken."""
     columns = {}
     for i, column in enumerate(part.columns):
-        found = [values.read(folder, row[i]) for _, row in part.rows]
+        found = [read_cell(folder, row[i]) for _, row in part.rows]
         seeds = [seed for value in found if value is not None for seed in value.seeds]
         if seeds:
             numbers = sorted({seed.images for seed in seeds})

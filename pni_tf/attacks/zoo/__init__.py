@@ -1,0 +1,1 @@
+"""Zeroth-order optimisation (ZOO), an attack by queries alone."""

@@ -1,0 +1,288 @@
+"""Zeroth-order optimisation: Carlini and Wagner's attack without gradients."""
+
+import dataclasses
+import itertools
+from typing import ClassVar, NamedTuple
+
+import tensorflow as tf
+
+from pni_tf.attacks.base import Attack, Outcome, constant_count, fold_in, make_seed
+from pni_tf.attacks.bookkeeping import (
+    BinarySearch,
+    Smallest,
+    Verdict,
+    gather,
+    rows_of,
+    scatter,
+)
+from pni_tf.attacks.draws import draws_of
+from pni_tf.attacks.goals import checked
+from pni_tf.attacks.zoo.coordinates import SPACES, Grid, Modifier, importance, sample
+from pni_tf.attacks.zoo.queries import ask_each, ask_needed, ask_together
+from pni_tf.checks import check_choice, check_number
+
+
+class _Progress(NamedTuple):
+    """What one step of the binary search carries from iteration to iteration."""
+
+    modifier: Modifier
+    loss: tf.Tensor  # where the last look at the progress was
+    active: tf.Tensor
+    succeeded: tf.Tensor
+    best: Smallest
+    queries: tf.Tensor
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ZOO(Attack):
+    """The smallest L2 perturbation, found with nothing but queries of the network.
+
+    Minimises `||x' - x||^2 + c * max(0, confidence - margin)` by coordinate descent.
+    The slope of the margin along a coordinate `e` comes from two queries,
+    `(f(x + h e) - f(x - h e)) / 2h`; the margin of the logits is that of the paper's
+    log-probabilities. The slope of the distance needs no query. With one for the point
+    itself, an iteration costs `2 * coordinates + 1` queries an image. All images of the
+    batch move at once, and none asks for a gradient.
+
+    At `difference=1e-4` float32 leaves the slope two digits and the second difference
+    of `solver="newton"` none (250 on average instead of 1, on a digits network), so its
+    steps are random in length; 1e-2 shows it the curvature. Where a GPU rounds to
+    TensorFloat-32, the slope is rounding too: switch that off
+    (`tf.config.experimental.enable_tensor_float_32_execution`).
+
+    One draw proves little for a random network: wrap it in `ExpectationOverNoise`, and
+    a second average on fresh draws must confirm that an image is found.
+
+    Args:
+        iterations: Most iterations of each step of the binary search.
+        coordinates: Coordinates of each image that an iteration moves, all distinct.
+        solver: `"adam"`, which counts the steps of each coordinate, or `"newton"`: the
+            slope over the second difference.
+        space: `"tanh"` moves `w` in `x' = (tanh(w) + 1) / 2`; `"box"` moves the pixels
+            and projects. In tanh space a pixel at 0 or 1 hardly moves: use the box for
+            digits. Its queries may leave `[0, 1]` by `difference`, its images not.
+        learning_rate: Of the solver.
+        beta_1: Decay of Adam's first moment.
+        beta_2: Decay of Adam's second moment.
+        difference: The `h` above, in the units of the space.
+        confidence: Least margin of a found image, in logits.
+        initial_const: First constant `c`.
+        binary_search_steps: Number of constants tried; each starts afresh at the image.
+            With 10 or more the last repeats the smallest that succeeded.
+        abort_early: Whether an image stops when its loss has not fallen by a
+            ten-thousandth in `patience` iterations.
+        patience: See `abort_early`.
+        early_stop: Whether an image is left alone at its first success: few queries,
+            for a larger perturbation. The binary search then only raises the constant.
+        attack_size: Side of a modifier of low resolution that is scaled up to the image
+            (bilinear); None moves each pixel. For large images.
+        upscale_at: Iterations at which the side of the modifier doubles.
+        importance_sampling: Whether coordinates are drawn in proportion to the largest
+            change in their region, an eighth of the side wide, from the first
+            upscaling on.
+        query_noise: `"independent"`: each query is a forward pass of its own, as it is
+            for an attacker from outside; differences over a random network are then
+            mostly noise. `"shared"`: the queries of an iteration of an image go through
+            one forward pass, which shares one draw of weight noise (activation noise is
+            still drawn for each) and flatters the attack. `"none"`, for a deterministic
+            network: as shared, but where an image fools the network by a clear margin
+            only the point itself is asked about, since the differences are zero;
+            elsewhere it is asked about twice.
+        query_batch: Most rows of a shared forward pass, but at least one image's.
+        agreement: Share of the draws that must be fooled.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+
+    Example:
+
+    >>> attack = ZOO(query_noise="shared", binary_search_steps=3)
+    >>> outcome = tf.function(attack.run)(model, images, labels)
+    >>> outcome.images[outcome.found], outcome.queries
+
+    Reference: https://arxiv.org/abs/1708.03999
+    """
+
+    needs_gradient: ClassVar[bool] = False
+
+    iterations: int = 1000
+    coordinates: int = 128
+    solver: str = "adam"
+    space: str = "tanh"
+    learning_rate: float = 1e-2
+    beta_1: float = 0.9
+    beta_2: float = 0.999
+    difference: float = 1e-4
+    confidence: float = 0.0
+    initial_const: float = 1e-2
+    binary_search_steps: int = 9
+    abort_early: bool = True
+    patience: int = 100
+    early_stop: bool = False
+    attack_size: int | None = None
+    upscale_at: tuple[int, ...] = ()
+    importance_sampling: bool = False
+    query_noise: str = "independent"
+    query_batch: int = 4096
+    agreement: float = 0.9
+
+    def __post_init__(self):
+        counts = "iterations", "coordinates", "binary_search_steps", "patience"
+        for name in (*counts, "query_batch"):
+            check_number(name, getattr(self, name), minimum=1, integer=True)
+        check_number("confidence", self.confidence, minimum=0)
+        for name in ("learning_rate", "difference", "initial_const", "agreement"):
+            check_number(name, getattr(self, name), minimum=0)
+            self._require(getattr(self, name) > 0, "must be positive", name)
+        for name in ("beta_1", "beta_2"):
+            check_number(name, getattr(self, name), minimum=0)
+            self._require(getattr(self, name) < 1, "must be below 1", name)
+        self._require(self.agreement <= 1, "must not exceed 1", "agreement")
+        check_choice("solver", self.solver, ("adam", "newton"))
+        check_choice("space", self.space, tuple(SPACES))
+        check_choice("query_noise", self.query_noise, ("independent", "shared", "none"))
+        has_size, stages = self.attack_size is not None, len(self.upscale_at)
+        if has_size:
+            check_number("attack_size", self.attack_size, minimum=1, integer=True)
+        self._require(has_size or not stages, "needs `attack_size`", "upscale_at")
+        self._require(
+            stages or not self.importance_sampling,
+            "begins at the first upscaling, so it needs `upscale_at`",
+            "importance_sampling",
+        )
+        ends = (0, *self.upscale_at, self.iterations)
+        self._require(
+            all(a < b for a, b in itertools.pairwise(ends)),
+            "must grow, and lie between 0 and `iterations`",
+            *("upscale_at", "iterations"),
+        )
+
+    def _require(self, condition, message, *names):
+        if not condition:
+            received = ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
+            raise ValueError(f"`{names[0]}` {message}. Received: {received}")
+
+    def run(self, logits_fn, images, labels, *, targets=None, seed=None):
+        images, goal = checked(images, labels, targets)
+        grids = Grid.stages(images.shape, self.attack_size, len(self.upscale_at))
+        seed = make_seed(seed)
+
+        def step(k, search, best, queries):
+            if self.binary_search_steps >= 10:
+                last = k + 1 == self.binary_search_steps
+                search = tf.cond(last, search.at_upper, lambda: search)
+            end = self._descend(
+                logits_fn, goal, images, search.c, fold_in(seed, k), grids, best
+            )
+            search = search.update(end.succeeded)
+            return k + 1, search, end.best, queries + end.queries
+
+        search = BinarySearch.start(tf.shape(images)[0], self.initial_const)
+        _, _, best, queries = tf.while_loop(
+            lambda k, *_: k < self.binary_search_steps,
+            step,
+            (tf.constant(0), search, Smallest.none(images), constant_count(images, 0)),
+            parallel_iterations=1,
+        )
+        return Outcome(best.images, best.found, queries, constant_count(images, 0))
+
+    def _descend(self, logits_fn, goal, images, c, seed, grids, best):
+        """Minimises the loss for one constant of each image."""
+        count = tf.shape(images)[0]
+        space = SPACES[self.space].of(images)
+        progress = _Progress(
+            Modifier.start(tf.zeros((count, grids[0].count))),
+            tf.fill([count], float("inf")),
+            ~(best.found & self.early_stop),
+            tf.fill([count], False),
+            best,
+            constant_count(images, 0),
+        )
+        i, ends = tf.constant(0), (*self.upscale_at, self.iterations)
+        for stage, (grid, end) in enumerate(zip(grids, ends, strict=True)):
+            if stage:
+                value = grid.resample(progress.modifier.value, grids[stage - 1])
+                progress = progress._replace(modifier=Modifier.start(value))
+            number = min(self.coordinates, grid.count)
+            weigh = self.importance_sampling and stage > 0
+
+            def iterate(i, progress, grid=grid, number=number, weigh=weigh):
+                value = progress.modifier.value
+                weights = importance(grid, value) if weigh else None
+                # Drawn for the whole batch, so an image's do not depend on the others.
+                chosen = sample(fold_in(seed, i), count, grid, number, weights)
+                rows = rows_of(progress.active)
+                part = self._iterate(
+                    logits_fn,
+                    goal.take(rows),
+                    *gather((space, c, chosen, progress), rows),
+                    grid,
+                    i,
+                )
+                return i + 1, scatter(progress, rows, part)
+
+            i, progress = tf.while_loop(
+                lambda i, progress, end=end: (i < end) & tf.reduce_any(progress.active),
+                iterate,
+                (i, progress),
+                parallel_iterations=1,
+            )
+        return progress
+
+    def _iterate(self, logits_fn, goal, space, c, chosen, progress, grid, i):
+        """Judges the points of the active images, then moves them."""
+        modifier = progress.modifier
+        change = grid.upscale(modifier.value)
+        points = space, change, grid, chosen, self.difference
+        asking = logits_fn, self._verdict.judge, goal, *points
+        if self.query_noise == "none":
+            answers = ask_needed(*asking, self.query_batch, self.confidence)
+        elif self.query_noise == "shared":
+            answers = ask_together(*asking, self.query_batch)
+        else:
+            answers = ask_each(*asking)
+        candidates = space.image(change)
+        distance = tf.reduce_sum(tf.square(candidates - space.images), (1, 2, 3))
+        queries = progress.queries + answers.asked * draws_of(logits_fn)
+        accepted = self._verdict.accepts(answers.fooled_share)
+        if draws_of(logits_fn) > 1:
+            useful = (distance < progress.best.distance) | ~progress.succeeded
+            asked = accepted & useful
+            accepted = self._verdict.confirm(logits_fn, goal, candidates, asked)
+            queries += tf.where(asked, tf.constant(draws_of(logits_fn), tf.int64), 0)
+
+        modifier = self._move(modifier, c, answers, space, change, grid, chosen)
+        loss, last = distance + c * answers.loss, progress.loss
+        look = i % self.patience == 0
+        stuck = look & self.abort_early & (loss > 0.9999 * last)
+        return _Progress(
+            modifier,
+            tf.where(look, loss, last),
+            ~stuck & ~(accepted & self.early_stop),
+            progress.succeeded | accepted,
+            progress.best.update(candidates, accepted, distance),
+            queries,
+        )
+
+    def _move(self, modifier, c, answers, space, change, grid, chosen):
+        """Steps along the chosen coordinates, down the loss."""
+        # Differences of the distance would lose digits that its derivatives keep.
+        away = space.image(change) - space.images
+        first, second = space.derivatives(change)
+        slopes = grid.collect(2.0 * away * first)
+        slope = tf.gather(slopes, chosen, batch_dims=1)
+        slope += c[:, None] * answers.slope(self.difference)
+        if self.solver == "adam":
+            betas = (self.beta_1, self.beta_2)
+            moved = modifier.adam(chosen, slope, self.learning_rate, betas)
+        else:
+            bends = 2.0 * (tf.square(first) + away * second)
+            bends = grid.collect(bends, squared=True)
+            curvature = tf.gather(bends, chosen, batch_dims=1)
+            curvature += c[:, None] * answers.curvature(self.difference)
+            moved = modifier.newton(chosen, slope, curvature, self.learning_rate)
+        return moved._replace(value=space.project(moved.value, grid))
+
+    @property
+    def _verdict(self):
+        return Verdict(self.confidence, self.agreement)

@@ -1,0 +1,179 @@
+"""What is refused, and how it is said: numbers, choices, images, labels, models."""
+
+import numbers
+
+import keras
+import numpy as np
+
+
+def validate_images(
+    images: np.ndarray, *, image_shape: tuple[int | None, ...] | None = None
+) -> np.ndarray:
+    """Checks that an array is a batch of images in [0, 1].
+
+    Args:
+        images: The array to check.
+        image_shape: `(height, width, channels)` that a model takes; `None` for a size
+            that may be any.
+
+    Returns:
+        float32 `[N, height, width, channels]`.
+
+    Raises:
+        ValueError: If they are no floats, not of this rank or shape, empty, not finite,
+            or outside [0, 1].
+    """
+    images = _array("images", images)
+    if not np.issubdtype(images.dtype, np.floating):
+        raise ValueError(
+            "`images` must be floats in [0, 1]. "
+            f"Received: images.dtype={images.dtype}. "
+            "Convert values in 0..255 by images.astype('float32') / 255"
+        )
+    expected = (None, None, None) if image_shape is None else tuple(image_shape)
+    if images.ndim != 4 or any(
+        size not in (None, found)
+        for size, found in zip(expected, images.shape[1:], strict=True)
+    ):
+        sizes = zip(expected, ("height", "width", "channels"), strict=True)
+        wanted = ", ".join(str(size or word) for size, word in sizes)
+        raise ValueError(
+            f"`images` must have the shape [N, {wanted}]. "
+            f"Received: images.shape={images.shape}"
+        )
+    if not images.size:
+        raise ValueError(
+            "`images` must hold at least one image. "
+            f"Received: images.shape={images.shape}"
+        )
+    low, high = images.min(), images.max()  # Either is NaN if any value is.
+    if not np.isfinite([low, high]).all():
+        bad = np.count_nonzero(~np.isfinite(images))
+        raise ValueError(
+            f"`images` must be finite. Received: {bad} values that are NaN or infinite"
+        )
+    if low < 0 or high > 1:
+        looks_like_bytes = low >= 0 and 2 < high <= 255
+        raise ValueError(
+            f"`images` must be in [0, 1]. Received: values from {low} to {high}. "
+            + ("Divide them by 255" if looks_like_bytes else "Rescale or clip them")
+        )
+    return images.astype(np.float32, copy=False)
+
+
+def validate_labels(
+    labels: np.ndarray,
+    num_classes: int | None,
+    *,
+    num_examples: int | None = None,
+    name: str = "labels",
+) -> np.ndarray:
+    """Checks that an array holds one class index an example.
+
+    Args:
+        labels: The array to check.
+        num_classes: Number of classes; labels are 0..`num_classes` - 1. None if it is
+            not known.
+        num_examples: Number of labels to expect, e.g. `len(images)`.
+        name: What the errors call them.
+
+    Returns:
+        int64 `[N]`.
+
+    Raises:
+        ValueError: If they are no integers, not of rank 1, too few or too many, or out
+            of range.
+    """
+    labels = _array(name, labels)
+    if labels.ndim != 1:
+        raise ValueError(
+            f"`{name}` must be class indices of shape [N]. "
+            f"Received: {name}.shape={labels.shape}. "
+            f"Convert one-hot rows by {name}.argmax(-1), a column by {name}[:, 0]"
+        )
+    if num_examples is not None and len(labels) != num_examples:
+        raise ValueError(
+            f"`{name}` must be as many as the {num_examples} images. "
+            f"Received: len({name})={len(labels)}"
+        )
+    if labels.dtype.kind not in "iu":  # NumPy calls durations integers
+        raise ValueError(
+            f"`{name}` must be integers. "
+            f"Received: {name}.dtype={labels.dtype}. Convert by {name}.astype('int64')"
+        )
+    most = np.iinfo(np.int32).max if num_classes is None else num_classes - 1
+    if labels.size and not 0 <= labels.min() <= labels.max() <= most:
+        raise ValueError(
+            f"`{name}` must be in 0..{most if num_classes else 'K - 1'}. "
+            f"Received: values from {labels.min()} to {labels.max()}"
+        )
+    return labels.astype(np.int64, copy=False)
+
+
+def _array(name, values):
+    try:
+        return np.asarray(values)
+    except ValueError as error:
+        raise ValueError(f"`{name}` is no array. Received: {error}") from error
+
+
+def check_number(name: str, value: float, *, minimum: float, integer=False) -> None:
+    """Raises a ValueError unless `value` is a finite number of at least `minimum`."""
+    kind = numbers.Integral if integer else numbers.Real  # NumPy's scalars too
+    if (
+        not isinstance(value, kind)
+        or isinstance(value, bool)
+        or not minimum <= value < float("inf")
+    ):
+        noun = "an integer" if integer else "a finite number"
+        raise ValueError(
+            f"`{name}` must be {noun} of at least {minimum}. Received: {name}={value!r}"
+        )
+
+
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raises a ValueError unless `value` is one of `choices`."""
+    if value not in choices:
+        raise ValueError(
+            f"`{name}` must be one of {tuple(choices)}. Received: {name}={value!r}"
+        )
+
+
+_PROBABILITIES = ("softmax", "softmax_v2", "sigmoid")  # the second is TensorFlow's
+
+
+def check_logits(model: keras.Model) -> None:
+    """Raises a ValueError if the last layer of a model returns probabilities."""
+    operation = _last_operation(model)
+    activation = getattr(operation, "activation", None)
+    # `keras.ops.softmax` in the graph is an operation of the same name as the layer.
+    kind = getattr(activation, "__name__", type(operation).__name__)
+    if kind.lower() in _PROBABILITIES:
+        raise ValueError(
+            "The model must return logits, because the gradients of probabilities "
+            "vanish and mislead every attack: drop the activation of its last layer "
+            "(`activation=None`, or `classifier_activation=None` in "
+            f"`keras.applications`). Received: last layer {operation.name!r}, "
+            f"{type(operation).__name__} with activation {kind.lower()!r}"
+        )
+
+
+def _last_operation(model):
+    """Returns what computes the outputs, inside nested models and wrappers."""
+    operation = model
+    while isinstance(operation, (keras.Model, keras.layers.Wrapper)):
+        if isinstance(operation, keras.layers.Wrapper):
+            operation = operation.layer
+            continue
+        operations = getattr(operation, "operations", operation.layers)
+        values = (op for op in reversed(operations) if not _is_cast(op))
+        operation = next(values, None)
+    return operation
+
+
+def _is_cast(operation):
+    # The idiom for float32 outputs under mixed precision.
+    return (
+        isinstance(operation, keras.layers.Activation)
+        and operation.activation is keras.activations.linear
+    )

@@ -1,0 +1,230 @@
+"""Which attacks `bin/evaluate` runs on which target."""
+
+import dataclasses
+import hashlib
+import json
+
+from pni_tf import __version__, files
+from pni_tf.attacks import make_attack, train_substitute
+from pni_tf.checks import check_number
+from pni_tf.cli.attack_specs import AttackSpec
+from pni_tf.evaluation import Scenario, paper_suite, strong_suite, transfer_from
+from pni_tf.evaluation.suites import label
+from pni_tf.files import slug
+from pni_tf.targets import load_model, load_target
+
+_MOST_ZOO_IMAGES = 200
+
+
+class Planner:
+    """Makes the scenarios of a target from the settings of the command.
+
+    Args:
+        settings: What `pni_tf.cli.evaluate.parse` returns.
+        sources: Targets to transfer from, by name.
+        digests: What identifies each source, by name.
+        images: The images that will be attacked.
+        held_out: Images for training substitutes.
+
+    Attributes:
+        substitutes: What the training of each substitute took, by its column.
+    """
+
+    def __init__(self, settings, sources, digests, images, held_out, workers):
+        self.workers = workers
+        self.settings, self.sources, self.digests = settings, sources, digests
+        self.images, self.held_out = images, held_out
+        self.substitutes = {}
+
+    def scenarios(self, column, target, identity) -> list[Scenario]:
+        """Returns what to do to a target, clean images first, under unique names.
+
+        Args:
+            column: Name of the target in the tables.
+            target: The target.
+            identity: A digest of the target, by which a substitute is found again.
+
+        Raises:
+            ValueError: If an attack of `--attacks` does not have a setting, or has
+                nothing to transfer from.
+        """
+        settings, scenarios = self.settings, [Scenario(name="clean")]
+        for epsilon in settings.epsilons:
+            found = self._suite(target, epsilon)
+            specs = settings.attacks
+            if settings.suite == "paper":
+                specs = [AttackSpec("substitute", {"steps": 7}), *specs]
+            for spec in specs:
+                if spec.name in ("transfer", "substitute"):
+                    found += self._foreign(spec, column, target, identity, epsilon)
+                else:
+                    found += self._direct(spec, target, epsilon)
+            for scenario in found:
+                name = scenario.name
+                if len(settings.epsilons) > 1 and scenario.ball is not None:
+                    name += f" ε={scenario.ball[1]:.4g}"
+                scenario = dataclasses.replace(scenario, name=name)
+                if scenario.attack is not None and scenario not in scenarios:
+                    scenarios.append(_unique(scenario, scenarios))
+        return scenarios
+
+    def _suite(self, target, epsilon):
+        if self.settings.suite == "paper":
+            zoo = len(self.images) <= _MOST_ZOO_IMAGES
+            if not zoo:
+                print(
+                    "ZOO is left out: it takes about a million queries an image. With "
+                    f"--examples={_MOST_ZOO_IMAGES}, as in the paper, it runs too"
+                )
+            return paper_suite(target, epsilon=epsilon, sources=self.sources, zoo=zoo)
+        if self.settings.suite == "strong":
+            return strong_suite(
+                target,
+                epsilon=epsilon,
+                norm=self.settings.norm,
+                expectation=max(self.settings.expectations),
+                sources=self.sources,
+            )
+        return []
+
+    def _direct(self, spec, target, epsilon):
+        """Returns the rows of an attack on the target itself."""
+        settings = dict(spec.settings)
+        expectations = self.settings.expectations
+        if "expectation" in settings:
+            expectations = [self._expectation(spec, settings.pop("expectation"))]
+        spec = AttackSpec(spec.name, settings)
+        attack = self._attack(spec, spec.name, epsilon, target)
+        rule = self.settings.towards
+        name = label(attack) + (f" towards {rule.replace('_', ' ')}" if rule else "")
+        return [
+            Scenario(
+                name=name + (f" EOT-{draws}" if draws > 1 else ""),
+                attack=attack,
+                expectation=draws,
+                target_rule=rule,
+            )
+            for draws in expectations
+        ]
+
+    def _expectation(self, spec, draws):
+        try:
+            check_number("expectation", draws, minimum=1, integer=True)
+        except ValueError as error:
+            raise ValueError(f"--attacks: {spec}: {error}") from error
+        return draws
+
+    def _foreign(self, spec, column, target, identity, epsilon):
+        """Returns the rows of PGD on other networks than the target."""
+        attack = self._attack(spec, "pgd", epsilon)
+        if not spec.settings.get("early_stop"):  # of the strong preset
+            attack = dataclasses.replace(attack, early_stop=False)
+        if spec.name == "substitute":
+            model, version = self._substitute(column, target, identity)
+            source = load_target(model)
+            return [transfer_from("substitute", source, attack, version=version)]
+        sources = self.sources
+        if target.noise_free is not None:
+            sources = {"noise-free twin": target.noise_free, **sources}
+        if not sources and column == "model":
+            raise ValueError(
+                "transfer needs a model to transfer from: --transfer_from=MODEL"
+            )
+        return [
+            transfer_from(
+                name, source, attack, version=self.digests.get(name, identity)[:8]
+            )
+            for name, source in sources.items()
+        ]
+
+    def _attack(self, spec, name, epsilon, target=None):
+        try:
+            attack = make_attack(
+                name,
+                self.settings.preset,
+                **{
+                    "epsilon": epsilon,
+                    "norm": self.settings.norm,
+                    "stochastic": target is not None and target.stochastic,
+                    "channels": 3 if target is None else target.image_shape[-1],
+                    **spec.settings,
+                },
+            )
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"--attacks: {spec}: {error}") from error
+        for setting in spec.settings:  # such as epsilon, of C&W
+            if not hasattr(attack, setting):
+                raise ValueError(
+                    f"--attacks: {spec}: the attack {name!r} has no setting {setting}"
+                )
+        return attack
+
+    def _substitute(self, column, target, identity):
+        """Trains the substitute of a target, or loads that of an earlier evaluation.
+
+        Returns the model and a digest of all that it depends on.
+        """
+        settings = self.settings
+        images = hashlib.sha256(self.held_out.tobytes()).hexdigest()
+        key = json.dumps([identity, column, settings.seed, images, __version__])
+        digest = hashlib.sha256(key.encode()).hexdigest()[:12]
+        path = settings.output / "substitutes" / f"{slug(column)}-{digest}.keras"
+        found = _read_substitute(path)
+        if found is None and self.workers.is_chief:
+            found = self._train_substitute(column, target, path)
+        self.workers.barrier()  # the others find what the chief has written
+        model, self.substitutes[column] = found or _read_substitute(path)
+        return model, digest
+
+    def _train_substitute(self, column, target, path):
+        print(f"{column}: training a substitute from {len(self.held_out)} images")
+        if target.reseed is not None:
+            target.reseed(self.settings.seed)
+        substitute = train_substitute(
+            target.predict,
+            self.held_out,
+            num_classes=target.num_classes,
+            seed=self.settings.seed,
+        )
+        agreement = substitute.agreement(target.predict, self.images)
+        print(
+            f"{column}: {substitute.queries} labels asked; the substitute agrees on "
+            f"{agreement:.1%} of the images to attack"
+        )
+        facts = {
+            "labels_asked": substitute.queries,
+            "held_out_images": len(self.held_out),
+            "agreement": agreement,
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with files.replacing(path) as scratch:
+            substitute.model.save(scratch)
+        content = {"facts": facts, "digest": _digest(path, facts)}
+        files.write_text(path.with_suffix(".json"), json.dumps(content) + "\n")
+        return substitute.model, facts
+
+
+def _read_substitute(path):
+    """Returns the model and its facts, or None if they are not there, or damaged."""
+    try:
+        content = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        facts = content["facts"]
+        if content["digest"] == _digest(path, facts):
+            return load_model(path), facts
+    except (OSError, ValueError, TypeError, LookupError, RecursionError):
+        pass
+    return None
+
+
+def _digest(path, facts):
+    text = json.dumps([facts, files.file_digest(path, name=False)])
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _unique(scenario, scenarios):
+    """Returns the scenario under a name that is not taken."""
+    taken = {slug(other.name) for other in scenarios}
+    name, number = scenario.name, 2
+    while slug(name) in taken:
+        name, number = f"{scenario.name} #{number}", number + 1
+    return dataclasses.replace(scenario, name=name)

@@ -1,0 +1,1 @@
+"""Who works together, whether all are there, and how they share."""

@@ -1,0 +1,269 @@
+"""Training on several devices and machines.
+
+What N replicas do is what one device does, where that can be:
+
+- the global batch stays what it is; each replica takes an equal part of it;
+- noise on weights is the same draw on every replica, because their generators agree;
+- noise on activations and inputs and the random start of attacks differ by replica,
+  and the standard deviation of activation noise is that of the replica's own part;
+- batch normalisation with `synchronized=True` takes the statistics of the global batch;
+  without it each replica normalises by its own part, and the moving statistics are the
+  mean over the replicas;
+- losses and gradients are those of the global batch, also where it does not divide
+  evenly; Keras alone would give each replica the same weight.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import signal
+import threading
+from collections.abc import Iterator
+
+import numpy as np
+import tensorflow as tf
+
+from pni_tf.distribution.cluster import Cluster, WorkerLost, rendezvous
+from pni_tf.distribution.deadline import deadline
+
+STRATEGIES = ("none", "mirrored", "multi_worker", "tpu")
+
+
+@dataclasses.dataclass(frozen=True)
+class Workers:
+    """The processes that train together; by default this one alone.
+
+    Attributes:
+        strategy: The distribution strategy, or None on one device.
+        index: Which worker this is.
+        count: Number of workers.
+    """
+
+    strategy: tf.distribute.Strategy | None = None
+    index: int = 0
+    count: int = 1
+
+    @property
+    def is_chief(self) -> bool:
+        """Whether this worker writes files."""
+        return self.index == 0
+
+    @property
+    def replicas(self) -> int:
+        """Number of devices that share a batch, over all workers."""
+        return self.strategy.num_replicas_in_sync if self.strategy else 1
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """Devices of this worker."""
+        if self.strategy is None:
+            return ()
+        return tuple(self.strategy.extended.worker_devices)
+
+    def scope(self) -> contextlib.AbstractContextManager:
+        """Returns the context in which models are made."""
+        return self.strategy.scope() if self.strategy else contextlib.nullcontext()
+
+    def gather(self, values: list[int]) -> np.ndarray:
+        """Returns what each worker gave, int64 `[count, len(values)]`.
+
+        All workers must call it, with equally many values; it waits for the last.
+        """
+        own = np.zeros([self.count, len(values)], np.int64)
+        own[self.index] = values
+        if self.count == 1:
+            return own
+        with self.losing_workers():
+            found = _sum_over_workers(self.strategy, tf.constant(own))
+        # Each worker has counted once for each of its devices.
+        return found.numpy() // len(self.devices)
+
+    def barrier(self) -> None:
+        """Waits until all workers have come here."""
+        self.gather([0])
+
+    @contextlib.contextmanager
+    def losing_workers(self) -> Iterator[None]:
+        """Turns TensorFlow's errors about a lost peer into `WorkerLost`."""
+        try:
+            yield
+        except _PEER_ERRORS as error:
+            if self.count == 1:
+                raise
+            reason = str(error).strip().splitlines() or [""]
+            raise WorkerLost(
+                f"worker {self.index} lost its peers: one of them died or cannot be "
+                "reached. The same command, on all workers, goes on from the last "
+                "checkpoint. If it happens again and again, look at what TensorFlow "
+                f"said: {type(error).__name__}: {reason[0][:200]}"
+            ) from error
+
+    def distribute(self, batches: tf.data.Dataset):
+        """Shares out every batch evenly over the replicas.
+
+        Args:
+            batches: Batches of the global size, the same on every worker. None may hold
+                fewer examples than there are replicas.
+
+        Returns:
+            What `fit` takes under the strategy.
+        """
+        if self.replicas == 1:
+            return batches
+
+        def parts(context):
+            replicas = context.num_replicas_in_sync
+            here = replicas // context.num_input_pipelines
+            first = context.input_pipeline_id * here
+
+            def split(*batch):
+                size = tf.shape(batch[0], tf.int64)[0]
+
+                def part(replica):
+                    start = replica * size // replicas
+                    stop = (replica + 1) * size // replicas
+                    return tuple(values[start:stop] for values in batch)
+
+                return tf.data.Dataset.range(first, first + here).map(part)
+
+            return batches.flat_map(split).prefetch(2 * here)
+
+        return self.strategy.distribute_datasets_from_function(parts)
+
+    def check_agreement(self, variables: list) -> None:
+        """Compares variables over the workers; all workers must call it.
+
+        Raises:
+            RuntimeError: If a variable has not the same bytes on every worker.
+        """
+        sums = [int.from_bytes(_digest(variable)[:7], "big") for variable in variables]
+        differ = (self.gather(sums) != sums).any(axis=0)
+        if differ.any():
+            names = [v.path for v, bad in zip(variables, differ, strict=True) if bad]
+            raise RuntimeError(
+                f"{len(names)} variables differ between workers, such as {names[0]}: "
+                "a layer keeps a state of its own on each replica"
+            )
+
+
+@tf.function(reduce_retracing=True)
+def _sum_over_workers(strategy, own):
+    def add():
+        context = tf.distribute.get_replica_context()
+        # A tensor of the replica: the argument of a function has no device.
+        return context.all_reduce(tf.distribute.ReduceOp.SUM, tf.identity(own))
+
+    return strategy.experimental_local_results(strategy.run(add))[0]
+
+
+_PEER_ERRORS = (
+    tf.errors.UnavailableError,
+    tf.errors.AbortedError,
+    tf.errors.CancelledError,
+    tf.errors.DeadlineExceededError,
+    tf.errors.InternalError,
+    tf.errors.UnknownError,
+)
+
+
+def _digest(variable):
+    return hashlib.sha256(np.ascontiguousarray(variable.numpy()).tobytes()).digest()
+
+
+def connect(
+    strategy: str,
+    *,
+    cluster: Cluster | None = None,
+    agree_on: str = "",
+    timeout: float = 120.0,
+    tpu: str = "local",
+) -> Workers:
+    """Returns the workers of a strategy. Call it once, before TensorFlow computes.
+
+    Args:
+        strategy: `"none"`, one device; `"mirrored"`, all GPUs of this machine, or its
+            logical CPUs where there are several; `"multi_worker"`, all devices of all
+            workers of `cluster`; `"tpu"`.
+        cluster: What `pni_tf.cluster.find_cluster` returns.
+        agree_on: What must be the same for all workers, such as their flags.
+        timeout: Seconds to wait for the other workers.
+        tpu: Name of the TPU, `"local"` on a TPU VM.
+
+    Raises:
+        ValueError: If the machine has not the devices, or workers differ in what they
+            must agree on.
+        WorkerLost: If a worker cannot be reached in time.
+    """
+    if strategy == "none":
+        return Workers()
+    if strategy == "mirrored":
+        return Workers(_mirrored())
+    if strategy == "multi_worker":
+        return _multi_worker(cluster, agree_on, timeout)
+    if strategy == "tpu":
+        return Workers(_tpu(tpu))
+    raise ValueError(
+        f"`strategy` must be one of {STRATEGIES}. Received: strategy={strategy!r}"
+    )
+
+
+def _mirrored():
+    devices = tf.config.list_logical_devices("GPU")
+    if not devices:
+        devices = tf.config.list_logical_devices("CPU")
+        if len(devices) == 1:
+            raise ValueError(
+                "The strategy 'mirrored' needs GPUs, and TensorFlow sees none: use one "
+                "device (`--strategy=none`), or try it on logical CPUs "
+                "(`--cpu_devices=2`)"
+            )
+    try:
+        return tf.distribute.MirroredStrategy([device.name for device in devices])
+    except json.JSONDecodeError as error:  # TensorFlow looks at it here too
+        raise ValueError(
+            "The environment variable TF_CONFIG is not JSON; unset it. "
+            f"Received: TF_CONFIG={os.environ.get('TF_CONFIG')!r}"
+        ) from error
+
+
+def _multi_worker(cluster, agree_on, timeout):
+    if len(cluster.addresses) > 1:
+        rendezvous(cluster, agree_on=agree_on, timeout=timeout)
+    message = (
+        f"error: worker {cluster.index} has no connection to all of "
+        f"{', '.join(cluster.addresses)} after {timeout:g} seconds: open these ports "
+        "between the machines, and see whether the others are alive"
+    )
+    place = {"index": cluster.index, "count": len(cluster.addresses)}
+    # All are there, but ports between them may be closed, or one dies just now.
+    with deadline(timeout, message, status=75), Workers(**place).losing_workers():
+        strategy = tf.distribute.MultiWorkerMirroredStrategy(
+            tf.distribute.cluster_resolver.SimpleClusterResolver(
+                tf.train.ClusterSpec({"worker": list(cluster.addresses)}),
+                task_type="worker",
+                task_id=cluster.index,
+                rpc_layer="grpc",
+            )
+        )
+        workers = Workers(strategy, **place)
+        workers.barrier()
+    if threading.current_thread() is threading.main_thread():
+        # TensorFlow has put a handler in the place of ours that does nothing but log.
+        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
+    return workers
+
+
+def _tpu(name):
+    try:
+        resolver = tf.distribute.cluster_resolver.TPUClusterResolver(name)
+        tf.config.experimental_connect_to_cluster(resolver)
+        tf.tpu.experimental.initialize_tpu_system(resolver)
+        return tf.distribute.TPUStrategy(resolver)
+    except (tf.errors.OpError, ValueError, RuntimeError, OSError) as error:
+        reason = str(error).strip().splitlines() or [repr(error)]
+        raise ValueError(
+            f"No TPU {name!r} can be used: {reason[0][:200]}. TPUs need the package "
+            "tensorflow-tpu, on a TPU VM"
+        ) from error

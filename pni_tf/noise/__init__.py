@@ -1,0 +1,1 @@
+"""Noise layers and how they get into a Keras model and out again."""

@@ -1,0 +1,450 @@
+"""Any network as an attack sees it."""
+
+import dataclasses
+import os
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from pni_tf.attacks.draws import gradient_warnings
+from pni_tf.checks import check_number, validate_images, validate_labels
+from pni_tf.files import _check_sums
+from pni_tf.noise.fusion import fuse_batch_norm
+from pni_tf.noise.graph import network_of, noise_wrappers
+from pni_tf.noise.injection import strip_pni
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Target:
+    """A classifier as an attack sees it. Made by `load_target`.
+
+    Attributes:
+        name: What it was loaded from.
+        logits: Callable from float32 images `[N, H, W, C]` in `[0, 1]` to logits.
+        image_shape: `(H, W, C)`.
+        num_classes: K.
+        stochastic: Whether two calls on the same images differ.
+        noise_free: The twin without noise, or None where there is no noise to turn off.
+        warnings: What the probe found that makes attacks on it misleading.
+        has_gradient: Whether there is a gradient with respect to the images.
+        probabilities: Whether the outputs look like probabilities, not logits.
+        labels_only: Whether the logits are but the one-hot predicted label.
+        reseed: Callable from an integer that makes the following draws repeatable, or
+            None.
+        draws: Draws of the noise in one call: more than 1 for an ensemble.
+        device: The device that it computes on, or None for TensorFlow's choice.
+        replicas: The same model on further devices, for evaluations to share the work.
+    """
+
+    name: str
+    logits: Callable[[tf.Tensor], tf.Tensor] = dataclasses.field(repr=False)
+    image_shape: tuple[int, int, int]
+    num_classes: int
+    stochastic: bool
+    noise_free: "Target | None" = None
+    warnings: tuple[str, ...] = ()
+    has_gradient: bool = True
+    probabilities: bool = False
+    labels_only: bool = False
+    reseed: Callable[[int], None] | None = dataclasses.field(default=None, repr=False)
+    draws: int = 1
+    device: str | None = None
+    replicas: "tuple[Target, ...]" = dataclasses.field(default=(), repr=False)
+    # An exported model's variables are deleted when nothing refers to it any more.
+    source: object = dataclasses.field(default=None, repr=False, compare=False)
+
+    def predict(self, images) -> np.ndarray:
+        """Returns int64 labels `[N]` of one draw: all that a label-only attack sees.
+
+        Args:
+            images: Floats `[N, H, W, C]` in `[0, 1]`.
+
+        Raises:
+            ValueError: If they are not.
+        """
+        images = validate_images(images, image_shape=self.image_shape)
+        return tf.argmax(self.logits(tf.convert_to_tensor(images)), -1).numpy()
+
+    def predict_mean(self, images, draws: int = 10) -> np.ndarray:
+        """Returns probabilities `[N, K]`: the mean of the softmax over some draws.
+
+        Args:
+            images: Floats `[N, H, W, C]` in `[0, 1]`.
+            draws: Number of draws, at least 1.
+
+        Raises:
+            ValueError: If they are not, or see `ensemble`.
+        """
+        images = validate_images(images, image_shape=self.image_shape)
+        logits = tf.function(self.ensemble(draws).logits)
+        return tf.nn.softmax(logits(tf.convert_to_tensor(images))).numpy()
+
+    def ensemble(self, draws: int = 10) -> "Target":
+        """Returns the target that predicts by the mean of the softmax over some draws.
+
+        This is how random self-ensemble and PixelDP predict. Its logits are the
+        logarithms of the mean, each call with fresh draws, and attacks differentiate
+        through all of them, which takes the memory of all.
+
+        Args:
+            draws: Number of draws, at least 1.
+
+        Raises:
+            ValueError: If the target is not random, or returns no logits.
+        """
+        check_number("draws", draws, minimum=1, integer=True)
+        if not self.stochastic or self.labels_only or self.probabilities:
+            raise ValueError(
+                "An ensemble needs a random network that returns logits. "
+                f"Received: {self.name!r}, stochastic={self.stochastic}, "
+                f"labels_only={self.labels_only}, probabilities={self.probabilities}"
+            )
+
+        def logits(images):
+            each = tf.map_fn(
+                lambda _: tf.nn.log_softmax(self.logits(images)),
+                tf.range(draws),
+                fn_output_signature=tf.float32,
+                parallel_iterations=1,
+            )
+            return tf.reduce_logsumexp(each, 0) - np.float32(np.log(draws))
+
+        return dataclasses.replace(
+            self,
+            name=f"{self.name} (mean of {draws} draws)",
+            logits=logits,
+            draws=draws * self.draws,
+            replicas=tuple(copy.ensemble(draws) for copy in self.replicas),
+        )
+
+    def frozen(self, seed: int = 0) -> "Target":
+        """Returns the deterministic target that repeats one draw of the noise.
+
+        Attacks that fail even here are defeated by something else than randomness.
+
+        Args:
+            seed: Seed of the draw.
+
+        Raises:
+            ValueError: If the target cannot be reseeded.
+        """
+        if self.reseed is None:
+            raise ValueError(
+                "Freezing one draw needs a target that can be reseeded: a network or "
+                f"an export of pni_tf. Received: {self.name!r}"
+            )
+
+        def logits(images):
+            self.reseed(seed)
+            return self.logits(images)
+
+        return dataclasses.replace(
+            self,
+            name=f"{self.name} (draw {seed})",
+            logits=logits,
+            stochastic=False,
+            noise_free=None,
+            reseed=None,
+            replicas=(),
+        )
+
+
+def load_target(
+    source: keras.Model | str | os.PathLike | Callable,
+    *,
+    image_shape: tuple[int, int, int] | None = None,
+    num_classes: int | None = None,
+    labels_only: bool = False,
+    devices: Sequence[str] = (),
+) -> Target:
+    """Returns a model as the target of attacks, and probes it once.
+
+    Args:
+        source: A Keras model, a `.keras` file, a SavedModel directory, a run directory
+            of `bin/train`, or a callable from images to logits.
+        image_shape: `(H, W, C)`; needed for a callable only.
+        num_classes: K; needed with `labels_only`.
+        labels_only: Whether `source` is a callable, in any framework, from a NumPy
+            array of images to integer labels `[N]`, such as a remote service.
+        devices: Devices that each get a copy of the model, such as
+            `["GPU:0", "GPU:1"]`, for `evaluate_robustness` to use all of them; for a
+            path only.
+
+    Returns:
+        The target, with its warnings.
+
+    Raises:
+        FileNotFoundError: If the path does not exist.
+        ValueError: If the file is not a model, is damaged, does not map images to
+            `[N, K]`, or its logits are not finite.
+
+    Example:
+
+    >>> target = load_target("runs/digits_pni_w/saved_model")
+    >>> adversarial = PGD(steps=40).perturb(target.logits, images, labels)
+    """
+    if len(devices) > 0:
+        return _on_devices(source, devices)
+    source = network_of(source)
+    if labels_only:
+        return _oracle_target(source, image_shape, num_classes)
+    if isinstance(source, keras.Model):
+        return _keras_target(source, source.name)
+    if isinstance(source, (str, os.PathLike)):
+        path = Path(source)
+        if not path.exists():
+            raise FileNotFoundError(
+                "Expected a `.keras` file, a SavedModel directory or a run directory. "
+                f"Nothing lies at {str(path)!r}"
+            )
+        if path.is_dir() and (path / "model.keras").exists():
+            path = path / "model.keras"
+        if path.is_file():
+            return _keras_target(load_model(path), str(path))
+        return _saved_model_target(path)
+    if not callable(source):
+        raise ValueError(
+            "`source` must be a Keras model, a path or a callable. "
+            f"Received: source={source!r}"
+        )
+    _check_image_shape(image_shape)
+    return _probed(source, image_shape, name=getattr(source, "__name__", repr(source)))
+
+
+def _on_devices(source, devices):
+    """Loads a path once for each device; the first copy refers to the others."""
+    if not isinstance(source, (str, os.PathLike)):
+        raise ValueError(
+            "Only a file or directory can be loaded on several devices. "
+            f"Received: source={source!r}"
+        )
+    copies = []
+    for device in devices:
+        with tf.device(device):
+            copy = load_target(source)
+        noise_free = copy.noise_free
+        if noise_free is not None:
+            noise_free = dataclasses.replace(noise_free, device=device)
+        copies.append(dataclasses.replace(copy, device=device, noise_free=noise_free))
+    first, *others = copies
+    if first.noise_free is not None:
+        noise_free = dataclasses.replace(
+            first.noise_free, replicas=tuple(copy.noise_free for copy in others)
+        )
+        first = dataclasses.replace(first, noise_free=noise_free)
+    return dataclasses.replace(first, replicas=tuple(others))
+
+
+def load_model(path: str | os.PathLike) -> keras.Model:
+    """Loads a `.keras` file, in Keras' safe mode.
+
+    Args:
+        path: The file.
+
+    Raises:
+        ValueError: If it is no `.keras` file, or a damaged one.
+    """
+    if not zipfile.is_zipfile(path):
+        raise ValueError(
+            f"{str(path)!r} is not a `.keras` file, or it is damaged or incomplete: "
+            "write it again, or use another copy"
+        )
+    try:
+        return keras.saving.load_model(path, compile=False)
+    except Exception as error:  # Keras raises many kinds for a damaged file
+        reason = str(error).strip().splitlines() or [repr(error)]
+        raise ValueError(f"Cannot load {str(path)!r}: {reason[0]}") from error
+
+
+def _check_image_shape(image_shape):
+    if image_shape is None or len(image_shape) != 3:
+        raise ValueError(
+            "A callable has no known input: give `image_shape=(H, W, C)`. "
+            f"Received: image_shape={image_shape}"
+        )
+
+
+def _oracle_target(oracle, image_shape, num_classes):
+    """Wraps a function from images to labels; its logits are one-hot."""
+    if not callable(oracle):
+        raise ValueError(
+            "With `labels_only`, `source` must be a callable from images to integer "
+            f"labels. Received: source={oracle!r}"
+        )
+    _check_image_shape(image_shape)
+    if num_classes is None:
+        raise ValueError("With `labels_only`, give `num_classes` as well")
+
+    def labels_of(images):
+        labels = np.asarray(oracle(images))
+        try:
+            return validate_labels(labels, num_classes, num_examples=len(images))
+        except ValueError as error:
+            raise ValueError(
+                f"The oracle must return one integer label an image: {error}"
+            ) from error
+
+    def logits(images):
+        labels = tf.numpy_function(labels_of, [images], tf.int64)
+        return tf.ensure_shape(tf.one_hot(labels, num_classes), [None, num_classes])
+
+    target = _probed(
+        logits, image_shape, name=getattr(oracle, "__name__", repr(oracle))
+    )
+    warning = (
+        "only the labels are known: use transfer, substitute or random search; other "
+        "attacks need logits"
+    )
+    return dataclasses.replace(
+        target, warnings=(warning,), labels_only=True, probabilities=False
+    )
+
+
+def _keras_target(model, name):
+    def logits_of(network):
+        network = fuse_batch_norm(network)
+        return lambda images: tf.cast(network(images, training=False), tf.float32)
+
+    shape = getattr(model, "input_shape", None)  # a subclassed model has none
+    if not isinstance(shape, tuple) or len(shape) != 4 or None in shape[1:]:
+        raise ValueError(
+            "A target takes one batch of images [N, H, W, C] of a fixed size. "
+            f"Received: a model with input shape {shape}"
+        )
+    if not isinstance(model.output_shape, tuple):
+        raise ValueError(
+            "A target returns one tensor of logits [N, K]. "
+            f"Received: a model with output shapes {model.output_shape}"
+        )
+    warnings = []
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.Rescaling) and np.max(layer.scale) < 0.1:
+            warnings.append(
+                f"layer {layer.name!r} scales its input by {layer.scale}, so the model "
+                "seems to expect pixels in [0, 255]; attacks give it [0, 1]"
+            )
+    wrappers = noise_wrappers(model)
+    noise_free = None
+    if wrappers:
+        noise_free = _probed(
+            logits_of(strip_pni(model)), shape[1:], name=f"{name} (noise off)"
+        )
+
+    def reseed(seed):
+        for i, wrapper in enumerate(wrappers):
+            start = tf.constant([seed, 0], tf.int64)
+            state = tf.random.experimental.stateless_fold_in(start, i)
+            wrapper.seed_generator.state.assign(state)
+
+    return _probed(
+        logits_of(model),
+        shape[1:],
+        name=name,
+        warnings=warnings,
+        noise_free=noise_free,
+        reseed=reseed,
+        source=model,
+    )
+
+
+def _saved_model_target(path):
+    if not (path / "saved_model.pb").exists():
+        raise ValueError(
+            "Expected a SavedModel (a directory with `saved_model.pb`) or a run "
+            f"directory with `model.keras`. Received: {str(path)!r}"
+        )
+    _check_sums(path)
+    try:
+        loaded = tf.saved_model.load(path)
+    except Exception as error:  # TensorFlow raises many kinds for a damaged export
+        reason = str(error).strip().splitlines() or [repr(error)]
+        raise ValueError(f"Cannot load {str(path)!r}: {reason[0]}") from error
+    signature = loaded.signatures.get("serving_default") or loaded.signatures.get(
+        "serve"
+    )
+    if signature is None:
+        raise ValueError(
+            f"The SavedModel {str(path)!r} has no signature `serving_default`. It has "
+            f"{sorted(loaded.signatures)}; wrap one in a callable for `load_target`"
+        )
+    inputs = signature.structured_input_signature[1]
+    outputs = signature.structured_outputs
+    spec = next(iter(inputs.values()), None)
+    if (
+        (len(inputs), len(outputs)) != (1, 1)
+        or (spec.dtype, spec.shape.rank) != (tf.float32, 4)
+        or None in spec.shape[1:]
+    ):
+        raise ValueError(
+            "A target takes one batch of float32 images [N, H, W, C] of a fixed size "
+            "and returns one tensor of logits. Received: a SavedModel with inputs "
+            f"{inputs} and outputs {outputs}"
+        )
+    (name,), (output,) = inputs, outputs
+    shape = tuple(spec.shape[1:])
+    if not hasattr(loaded, "serve_clean"):  # someone else's export
+
+        def logits(images):
+            return signature(**{name: images})[output]
+
+        return _probed(logits, shape, name=str(path), source=loaded)
+    noise_free = _probed(
+        loaded.serve_clean, shape, name=f"{path} (noise off)", source=loaded
+    )
+    target = _probed(
+        loaded.serve,
+        shape,
+        name=str(path),
+        noise_free=noise_free,
+        reseed=lambda seed: loaded.reseed(tf.constant(seed, tf.int64)),
+        source=loaded,
+    )
+    if not target.stochastic:
+        target = dataclasses.replace(target, noise_free=None)
+    return target
+
+
+def _probed(logits, image_shape, *, warnings=(), **fields):
+    """Calls the model on random images and returns a Target with what was seen."""
+    warnings = list(warnings)
+    generator = np.random.default_rng(0)
+    images = tf.constant(generator.uniform(size=(8, *image_shape)), tf.float32)
+    outputs = logits(images)
+    if not tf.is_tensor(outputs):
+        raise ValueError(
+            "A target returns a TensorFlow tensor of logits [N, K]. "
+            f"Received: {type(outputs).__name__}"
+        )
+    if outputs.shape.rank != 2 or outputs.shape[0] != len(images):
+        raise ValueError(
+            "A target returns logits [N, K] for images [N, H, W, C]. "
+            f"Received: shape {outputs.shape} for N = {len(images)}"
+        )
+    if not np.isfinite(outputs).all():
+        raise ValueError(f"The logits of {fields['name']!r} are not finite")
+    found = gradient_warnings(logits, images)
+    warnings += found
+    values = outputs.numpy()
+    probabilities = (values >= 0).all() and np.allclose(values.sum(-1), 1, atol=1e-3)
+    if probabilities:
+        warnings.append(
+            "the outputs look like probabilities: attacks need logits, because the "
+            "gradients of probabilities vanish"
+        )
+    # Not exact equality: threads add up floats in an order that may vary.
+    first, second = logits(images).numpy(), logits(images).numpy()
+    stochastic = np.abs(first - second).max() > 1e-5 * np.abs(first).max()
+    return Target(
+        logits=logits,
+        image_shape=tuple(image_shape),
+        num_classes=values.shape[1],
+        stochastic=bool(stochastic),
+        has_gradient=not any(text.startswith("no gradient") for text in found),
+        probabilities=bool(probabilities),
+        warnings=tuple(warnings),
+        **fields,
+    )

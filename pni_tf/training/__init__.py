@@ -1,0 +1,1 @@
+"""Adversarial training: the trainer, its callbacks and its checkpoints."""

@@ -1,0 +1,85 @@
+"""What Keras lacks for uneven batches on several replicas and workers."""
+
+import keras
+import tensorflow as tf
+
+
+class DistributedModel(keras.Model):
+    """What Keras 3 lacks for `fit` on several workers, and for uneven batches.
+
+    Keras 3.15 fails there in two places (https://github.com/keras-team/keras/issues/20585
+    is the thread about it).
+    """
+
+    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+        # Keras adds up the parts of a batch to learn its shape, which fails for parts
+        # of different sizes, and on several workers. The part of one replica will do.
+        if iterator is not None and self._distribute_strategy is not None:
+            for _, _, batches in iterator:
+                data_batch = tf.nest.map_structure(
+                    lambda values: self._distribute_strategy.experimental_local_results(
+                        values
+                    )[0],
+                    next(batches),
+                )
+                break
+            iterator = None
+        super()._maybe_symbolic_build(iterator, data_batch)
+
+    def get_metrics_result(self):
+        logs = super().get_metrics_result()
+        context = tf.distribute.get_replica_context()
+        if context is None or not _is_multi_worker(context.strategy):
+            return logs
+        # On several workers Keras takes the mean over axis 0, which scalars lack.
+        return tf.nest.map_structure(lambda value: tf.reshape(value, [1]), logs)
+
+
+def _is_multi_worker(strategy):
+    return isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
+
+
+def share_of_batch(count: tf.Tensor) -> tf.Tensor | float:
+    """Returns the factor that makes the mean over replicas that over the batch.
+
+    Args:
+        count: Number of examples of this replica, at least one.
+
+    Returns:
+        The examples of this replica over the mean of all replicas; 1 on one
+        device.
+    """
+    context = tf.distribute.get_replica_context()
+    replicas = context.num_replicas_in_sync
+    if replicas == 1:
+        return 1.0
+    message = (
+        "A replica got no image, because the last batch holds fewer images than there "
+        "are replicas: choose another batch size, or drop the remainder"
+    )
+    with tf.control_dependencies([tf.debugging.assert_positive(count, message)]):
+        count = tf.cast(count, tf.float32)
+    total = context.all_reduce(tf.distribute.ReduceOp.SUM, count)
+    return replicas * count / total
+
+
+def average_over_replicas(variables: list) -> None:
+    """Makes the states equal that each replica has updated by its own part."""
+    context = tf.distribute.get_replica_context()
+    if context.num_replicas_in_sync == 1 or not variables:
+        return
+    values = [tf.identity(variable.value) for variable in variables]
+    means = context.all_reduce(tf.distribute.ReduceOp.MEAN, values)
+    for variable, mean in zip(variables, means, strict=True):
+        variable.assign(mean)
+
+
+def _states_of_replicas(model):
+    """Returns the moving statistics that each replica takes from its own images."""
+    found = []
+    for layer in model._flatten_layers(include_self=False):
+        if isinstance(layer, keras.layers.BatchNormalization) and (
+            not layer.synchronized
+        ):
+            found += layer.non_trainable_variables
+    return found

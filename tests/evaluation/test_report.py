@@ -1,0 +1,257 @@
+"""Tables, files and sentences of an evaluation."""
+
+import csv
+import dataclasses
+import json
+import re
+
+import numpy as np
+import pytest
+
+from pni_tf import FGSM, PGD, files
+from pni_tf.evaluation import Result, Scenario, report, union
+
+ATTACK = PGD(epsilon=8 / 255, steps=7)
+
+
+def result(labels, predictions, *, name="clean", **fields):
+    """A result, of which the scenario's fields may be given too."""
+    scenario = {
+        key: fields.pop(key)
+        for key in ("attack", "expectation", "target_rule")
+        if key in fields
+    }
+    return Result(
+        **{
+            "scenario": Scenario(name=name, **scenario),
+            "target": "network",
+            "stochastic": len(predictions) > 1,
+            "labels": np.array(labels),
+            "predictions": np.array(predictions),
+            "selection": np.array(predictions),
+            "seed": 3,
+            **fields,
+        }
+    )
+
+
+def attacked(predictions, *, name="PGD-7", claimed=(True, False, True), **fields):
+    return result(
+        [0, 1, 2],
+        predictions,
+        **{
+            "name": name,
+            "attack": ATTACK,
+            "claimed": np.array(claimed),
+            "l2": np.float32([0.1, 1 / 3, 0.3]),
+            "linf": np.float32([0.01, 0.02, 8 / 255]),
+            "queries": np.array([1000, 2000, 6000]),
+            "gradients": np.array([7, 7, 10]),
+            **fields,
+        },
+    )
+
+
+@pytest.fixture
+def columns():
+    """Two networks, one of them random and with a row more."""
+    noisy = [
+        result([0, 1, 2], [[0, 1, 2], [0, 1, 1], [0, 1, 0]]),
+        attacked([[1, 1, 2], [0, 0, 1], [2, 1, 0]]),
+        attacked([[1, 1, 2]] * 3, name="PGD | odd"),
+    ]
+    plain = [
+        result([0, 1, 2], [[0, 1, 0]]),
+        attacked([[1, 0, 0]], claimed=(True, True, True)),
+    ]
+    return {"with PNI": noisy, "without PNI": plain}
+
+
+def cells_of(table):
+    header, rule, *rows = table.splitlines()
+    assert set(rule) <= set("|- ")
+    assert len({len(line) for line in (header, rule, *rows)}) == 1
+    return [
+        [cell.strip() for cell in row.strip("|").split("|")] for row in (header, *rows)
+    ]
+
+
+class TestReport:
+    def test_table_cells_are_the_numbers(self, columns):
+        del columns["with PNI"][2]
+        header, *cells = cells_of(report.format_table(columns))
+        assert header == ["accuracy (%)", *columns]
+        assert [row[0] for row in cells] == ["clean", "PGD-7"]
+        for row, noisy, plain in zip(cells, *columns.values(), strict=True):
+            mean, std = map(float, row[1].split("±"))
+            assert mean == pytest.approx(100 * noisy.mean, abs=0.005)
+            assert std == pytest.approx(100 * noisy.std, abs=0.005)
+            assert float(row[2]) == pytest.approx(100 * plain.mean, abs=0.005)
+
+    def test_table_marks_what_was_not_run(self, columns):
+        *_, last = report.format_table(columns).splitlines()
+        assert re.search(r"33\.33|66\.67", last)
+        assert "not run" in last
+
+    def test_description(self, columns):
+        sentence = report.describe(columns)
+        assert "3 images, seed 3" in sentence
+        assert "3 single draws" in sentence
+        assert "EOT" not in sentence
+        assert "Worst case" not in sentence
+        (plain,) = (c for c in columns.values() if not c[0].stochastic)
+        assert "draws" not in report.describe({"plain": plain})
+        assert "deterministic" in report.describe({"plain": plain})
+
+    def test_description_of_averages_and_worst_cases(self, columns):
+        noisy = columns["with PNI"]
+        noisy.append(attacked([[0, 1, 2]] * 3, name="PGD-7 EOT-20"))
+        assert "EOT-k: the attack averages over k draws" in report.describe(columns)
+        noisy.append(union(noisy))
+        assert "Worst case: for each image" in report.describe(columns)
+
+    def test_json_round_trip(self, columns, tmp_path):
+        report.write_json(tmp_path / "a.json", columns, dataset="digits", epsilon=0.1)
+        content = json.loads((tmp_path / "a.json").read_text())
+        assert (content["dataset"], content["epsilon"]) == ("digits", 0.1)
+        assert content["columns"] == {
+            name: [r.summary() for r in results] for name, results in columns.items()
+        }
+        for name, results in columns.items():
+            for found, expected in zip(content["columns"][name], results, strict=True):
+                for key in ("mean", "std", "vote", "worst"):
+                    assert found[f"accuracy_{key}"] == getattr(expected, key)
+                assert found["scenario"] == expected.scenario.name
+                assert found["attack"] == repr(expected.scenario.attack)
+                assert (found["images"], found["draws"]) == (3, expected.draws)
+                assert (found["seed"], found["target"]) == (3, "network")
+                assert ("claimed_accuracy" in found) is (expected.claimed is not None)
+        assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+    def test_csv_gives_the_results_back(self, columns, tmp_path):
+        report.write_csv(tmp_path / "a.csv", columns)
+        with (tmp_path / "a.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        assert len(rows) == 3 * 5
+        for network, results in columns.items():
+            for each in results:
+                own = [
+                    row
+                    for row in rows
+                    if (row["network"], row["scenario"])
+                    == (network, each.scenario.name)
+                ]
+                assert [int(row["image"]) for row in own] == [0, 1, 2]
+                labels = [int(row["label"]) for row in own]
+                predictions = [list(map(int, r["predictions"].split())) for r in own]
+                read = result(labels, np.transpose(predictions))
+                for key in ("draws", "mean", "std", "vote", "worst"):
+                    assert getattr(read, key) == getattr(each, key)
+                assert [int(row["correct_draws"]) for row in own] == [
+                    sum(p == label for p in row)
+                    for row, label in zip(predictions, labels, strict=True)
+                ]
+                assert {int(row["draws"]) for row in own} == {each.draws}
+                for key in ("claimed", "queries", "gradients", "l2", "linf"):
+                    cells, values = [row[key] for row in own], getattr(each, key)
+                    if values is None:
+                        assert cells == [""] * 3
+                    else:
+                        found = list(map(float, cells))
+                        np.testing.assert_allclose(found, values, rtol=1e-5)
+                        whole = key in ("claimed", "queries", "gradients")
+                        assert all(cell.isdigit() for cell in cells) is whole
+        assert [path.name for path in tmp_path.iterdir()] == ["a.csv"]
+
+    def test_accuracies_for_the_figure(self, columns):
+        found = report.accuracies(columns)
+        assert list(found) == list(columns)
+        for network, results in columns.items():
+            assert found[network] == {r.scenario.name: (r.mean, r.std) for r in results}
+
+    @pytest.mark.parametrize("name", ["report.md", "no_extension"])
+    def test_text_is_replaced_in_one_step(self, name, tmp_path):
+        path = tmp_path / name
+        path.write_text("old and longer")
+        files.write_text(path, "new ε ±\n")
+        assert path.read_text() == "new ε ±\n"
+        assert os_names(tmp_path) == [name]
+
+
+def os_names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+class TestCosts:
+    def test_cells_are_the_numbers(self, columns):
+        del columns["with PNI"][2]
+        header, *rows = cells_of(report.format_costs(columns))
+        assert header[:4] == ["network", "attack", "claimed (%)", "upheld (%)"]
+        assert header[4:] == ["mean L2", "mean Linf", "queries", "gradients"]
+        # Clean images make no row. Two of three are claimed at first, then all.
+        linf = (0.01 + 8 / 255) / 2
+        assert rows[0] == [
+            "with PNI",
+            "PGD-7",
+            "66.67",
+            f"{100 * 4 / 6:.2f}",  # images 0 and 2 are wrong in two draws each
+            "0.2",
+            f"{linf:.4g}",
+            "3,000",
+            "8",
+        ]
+        assert rows[-1][:4] == ["without PNI", "PGD-7", "100.00", "100.00"]
+        assert float(rows[-1][4]) == pytest.approx((0.1 + 1 / 3 + 0.3) / 3, rel=1e-3)
+        assert len(rows) == 2
+
+    def test_nothing_is_claimed(self):
+        row = attacked([[0, 1, 2]], claimed=(False, False, False))
+        _, cells = cells_of(report.format_costs({"a": [row]}))
+        assert cells[2:] == ["0.00", "-", "-", "-", "3,000", "8"]
+
+    def test_an_average_over_no_noise_is_no_attack_of_its_own(self):
+        plain = attacked([[0, 1, 2]], name="PGD-7")
+        mean = attacked([[0, 1, 2]], name="PGD-7 EOT-20", expectation=20)
+        assert "PGD-7 EOT-20" not in report.format_costs({"a": [plain, mean]})
+        assert "PGD-7 EOT-20" in report.format_costs({"a": [mean]})  # alone
+        mean = dataclasses.replace(mean, stochastic=True)
+        assert "PGD-7 EOT-20" in report.format_costs({"a": [plain, mean]})
+
+    def test_there_is_no_table_without_attacks(self, columns):
+        clean = columns["with PNI"][0]
+        assert report.format_costs({"a": [clean, union([clean, clean])]}) == ""
+
+
+class TestSettings:
+    def test_each_attack_has_a_line_with_its_networks(self, columns):
+        other = attacked([[0, 1, 2]], name="FGSM", attack=FGSM(epsilon=0.25))
+        columns["without PNI"].append(other)
+        assert report.format_settings(columns).splitlines() == [
+            f"- with PNI, without PNI: PGD-7: `{ATTACK!r}`",
+            f"- with PNI: PGD | odd: `{ATTACK!r}`",
+            "- without PNI: FGSM: `FGSM(epsilon=0.25)`",
+        ]
+
+    def test_expectation_is_said_where_it_was_taken(self):
+        row = attacked([[0, 1, 2]] * 2, name="EOT", expectation=20)
+        quiet = attacked([[0, 1, 2]], name="EOT", expectation=20)
+        assert report.format_settings({"noisy": [row], "quiet": [quiet]}).split(
+            "\n"
+        ) == [
+            f"- noisy: EOT: `{ATTACK!r}`, expectation over 20 draws",
+            f"- quiet: EOT: `{ATTACK!r}`",
+        ]
+
+
+def test_warnings_are_grouped_by_their_text():
+    rows = [
+        result([0], [[0]], warnings=("no gradient",)),
+        result([0], [[0]], name="PGD", warnings=("no gradient", "too few steps")),
+        result([0], [[0]], name="PGD", warnings=("no gradient",)),
+        result([0], [[0]], name="Square"),
+    ]
+    assert report.format_warnings(rows).splitlines() == [
+        "warning: clean, PGD: no gradient",
+        "warning: PGD: too few steps",
+    ]
+    assert report.format_warnings(rows[-1:]) == ""

@@ -1,0 +1,98 @@
+"""Every number that a report will look for is one that `bin/evaluate` makes."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from pni_tf import inject_pni, load_target
+from pni_tf.cli import evaluate, evaluate_run
+from pni_tf.cli.evaluate_plan import Planner
+from pni_tf.distribution.workers import Workers
+from pni_tf.reproduce.cells import Curves, Table
+from pni_tf.reproduce.jobs import Evaluation, in_order
+from pni_tf.reproduce.scales import SCALES
+from pni_tf.reproduce.studies import parts_of
+
+
+@pytest.fixture(scope="module")
+def targets():
+    """A random and a deterministic one, by whether they are random."""
+    stack = [keras.Input((8, 8, 1)), layers.Flatten(), layers.Dense(10)]
+    network = keras.Sequential(stack)
+    return {True: load_target(inject_pni(network)), False: load_target(network)}
+
+
+@pytest.fixture
+def plan(targets, command, monkeypatch, tmp_path):
+    """Returns the rows by column that the command of an evaluation would make."""
+
+    def plan(job):
+        networks = {tmp_path / needed.path: needed for needed in job.needs}
+        for folder in networks:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "flags.cfg").write_text("--dataset=digits\n--epsilon=0.1\n")
+        found = {}
+
+        def look(settings, workers):
+            settings.certify = False  # which needs a PixelDP network
+            loaded, identities = evaluate_run._load(settings, ())
+            sources = {
+                str(path): targets[networks[path].random]
+                for path in settings.transfer_from
+            }
+            planner = Planner(
+                *(settings, sources, dict.fromkeys(sources, "digest")),
+                *(np.zeros((1, 8, 8, 1), "float32"), None, Workers()),
+            )
+            for name in evaluate_run._chosen(settings, loaded):
+                scenarios = planner.scenarios(name, loaded[name], identities[name])
+                found[name] = [scenario.name for scenario in scenarios]
+            found["curves"] = settings.curves
+
+        monkeypatch.setattr(evaluate_run, "evaluate", look)
+        monkeypatch.setattr(evaluate_run, "_digest", lambda path: "digest")
+        monkeypatch.setattr(
+            evaluate_run,
+            "load_target",
+            lambda path, **_: targets[networks[path].random],
+        )
+        result = command(evaluate, *job.arguments(tmp_path))
+        assert (result.status, result.err) == (0, "")
+        return found
+
+    return plan
+
+
+@pytest.mark.parametrize("name", SCALES)
+def test_every_row_and_column_will_be_there(name, plan):
+    scale = SCALES[name]
+    parts = [part for study in scale.studies for part in parts_of(study, scale, 1)]
+    jobs = in_order([job for part in parts for job in part.jobs])
+    made = {job: plan(job) for job in jobs if isinstance(job, Evaluation)}
+    read = set()
+    for part in parts:
+        for _, cells in part.rows if isinstance(part, Table) else ():
+            for source in [source for cell in cells for source in cell.sources]:
+                rows = made[source.evaluation][source.column]
+                if source.row == "worst case":  # of several attacks
+                    assert len(rows) > 2
+                else:
+                    ends = (source.row, f"/{source.row}")
+                    assert sum(row.endswith(ends) for row in rows) == 1, source
+                read.add((source.evaluation, source.column))
+        if isinstance(part, Curves):  # lines that can be compared
+            jobs_of_lines = [job for job, _ in part.evaluations.values()]
+            sizes = {f for job in jobs_of_lines for f in job.flags if "examples" in f}
+            assert len(sizes) <= 1
+        for job, column in (
+            part.evaluations.values() if isinstance(part, Curves) else ()
+        ):
+            assert column in made[job]
+            assert part.kind in made[job]["curves"]
+            read.add((job, column))
+    # Nothing is computed that no table shows.
+    for job, columns in made.items():
+        of_tables = job.kind not in ("certify", "checklist", "pictures")
+        for column in columns if of_tables else ():
+            assert column == "curves" or (job, column) in read, (job.title, column)
