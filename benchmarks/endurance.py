@@ -97,7 +97,7 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         history = HistoryFile(Path(folder) / "history.csv")
         checkpoint = Checkpoint(Path(folder) / "checkpoints", steps=10, history=history)
-        checkpoint.fit(
+        checkpoint.resume_fit(
             trainer,
             lambda position: training_batches(
                 dataset.train, batch_size=BATCH, seed=0, first_epoch=position.epoch

@@ -40,7 +40,7 @@ _MODULE_OF = {
     "certify": "evaluation",
     "evaluate_robustness": "evaluation",
     "export_saved_model": "export",
-    "freeze_pni": "noise.injection",
+    "freeze_noise": "noise.injection",
     "fuse_batch_norm": "noise.fusion",
     "inject_pixeldp": "noise.pixeldp",
     "inject_pni": "noise.injection",
@@ -49,7 +49,7 @@ _MODULE_OF = {
     "load_target": "targets",
     "make_attack": "attacks",
     "run_checklist": "evaluation",
-    "strip_pni": "noise.injection",
+    "strip_noise": "noise.injection",
     "strong_suite": "evaluation",
     "train_substitute": "attacks",
 }

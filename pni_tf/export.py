@@ -11,7 +11,7 @@ from pni_tf.checks import check_logits
 from pni_tf.files import _write_sums
 from pni_tf.noise.fusion import fuse_batch_norm
 from pni_tf.noise.graph import noise_wrappers
-from pni_tf.noise.injection import strip_pni
+from pni_tf.noise.injection import strip_noise
 
 
 def export_saved_model(model: keras.Model, directory: str | os.PathLike) -> None:
@@ -48,7 +48,7 @@ def export_saved_model(model: keras.Model, directory: str | os.PathLike) -> None
             "The export goes to a new directory or replaces an earlier export. "
             f"Received: directory={str(directory)!r}, which is something else"
         )
-    noisy, noise_free = fuse_batch_norm(model), fuse_batch_norm(strip_pni(model))
+    noisy, noise_free = fuse_batch_norm(model), fuse_batch_norm(strip_noise(model))
     states = [wrapper.seed_generator.state for wrapper in noise_wrappers(model)]
     # Saved as False, so that each process that loads the model seeds itself once.
     seeded = tf.Variable(False, trainable=False, name="seeded")

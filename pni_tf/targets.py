@@ -15,7 +15,7 @@ from pni_tf.checks import check_number, validate_images, validate_labels
 from pni_tf.files import _check_sums
 from pni_tf.noise.fusion import fuse_batch_norm
 from pni_tf.noise.graph import network_of, noise_wrappers
-from pni_tf.noise.injection import strip_pni
+from pni_tf.noise.injection import strip_noise
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -331,7 +331,7 @@ def _keras_target(model, name):
     noise_free = None
     if wrappers:
         noise_free = _probed(
-            logits_of(strip_pni(model)), shape[1:], name=f"{name} (noise off)"
+            logits_of(strip_noise(model)), shape[1:], name=f"{name} (noise off)"
         )
 
     def reseed(seed):

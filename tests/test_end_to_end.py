@@ -16,7 +16,7 @@ import pytest
 import tensorflow as tf
 from free_ports import addresses
 
-from pni_tf import alphas, load_dataset, load_target, strip_pni
+from pni_tf import alphas, load_dataset, load_target, strip_noise
 from pni_tf.targets import load_model
 
 BIN = Path(__file__).parents[1] / "bin"
@@ -349,7 +349,7 @@ class TestTraining:
             ("without PNI", "full/model.keras"),
             ("no defence", "full/undefended/model.keras"),
         ):
-            network = strip_pni(load_model(folder / name))
+            network = strip_noise(load_model(folder / name))
             predictions = network(test.images_float()).numpy().argmax(-1)
             accuracy = content["columns"][column][0]["accuracy_mean"]
             assert accuracy == np.mean(predictions == test.labels)
@@ -614,7 +614,7 @@ class TestExport:
         status, out, err = jobs["exported"].result()
         assert (status, err) == (0, "")
         assert out == "Exported full/model.keras to exported\n"
-        network = strip_pni(load_model(folder / "full" / "model.keras"))
+        network = strip_noise(load_model(folder / "full" / "model.keras"))
         images = load_dataset("digits", test_examples=9).test.images_float()
         expected = network(images, training=False)
         for name in ("exported", "full/saved_model"):

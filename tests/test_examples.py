@@ -13,7 +13,7 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
-from pni_tf import export_saved_model, inject_pni, load_dataset, strip_pni
+from pni_tf import export_saved_model, inject_pni, load_dataset, strip_noise
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 COUNT, EPSILON, DRAWS, STEPS = 80, 0.1, 3, 8
@@ -112,7 +112,7 @@ def table(request, tables):
 
 def test_clean_accuracies_are_those_of_the_network(table, network, digits):
     images, labels = digits.test.images_float(), digits.test.labels
-    clean = accuracy(strip_pni(network)(images), labels)
+    clean = accuracy(strip_noise(network)(images), labels)
     assert clean > 80
     assert table["none"]["noise off"] == pytest.approx(clean, abs=0.005)
     draws = [accuracy(network(images), labels) for _ in range(100)]

@@ -18,7 +18,7 @@ from pni_tf import (
     export_saved_model,
     inject_pni,
     load_target,
-    strip_pni,
+    strip_noise,
 )
 from pni_tf.noise.graph import noise_wrappers
 from pni_tf.targets import load_model
@@ -166,7 +166,7 @@ def folder(models, tmp_path_factory):
         export_saved_model(model, path / name)
     images = random_images()
     np.save(path / "images.npy", images)
-    np.save(path / "labels.npy", strip_pni(models["w"])(images).numpy().argmax(-1))
+    np.save(path / "labels.npy", strip_noise(models["w"])(images).numpy().argmax(-1))
     return path
 
 
@@ -200,7 +200,7 @@ class TestInAnotherProcess:
     def test_clean_logits_are_those_of_the_noise_free_twin(
         self, name, strangers, models
     ):
-        expected = strip_pni(models[name])(random_images(), training=False)
+        expected = strip_noise(models[name])(random_images(), training=False)
         clean = strangers[0][f"{name}/clean"]
         assert clean.dtype == np.float32
         np.testing.assert_allclose(clean, expected, rtol=1e-4, atol=1e-5)
@@ -423,7 +423,7 @@ class TestLoadTarget:
         assert (target.image_shape, target.num_classes) == (SHAPE, 3)
         assert target.warnings == ()
         images = random_images()
-        clean = strip_pni(models["w"])(images).numpy()
+        clean = strip_noise(models["w"])(images).numpy()
         assert not target.noise_free.stochastic
         assert target.noise_free.image_shape == SHAPE
         np.testing.assert_allclose(

@@ -16,7 +16,7 @@ from pni_tf.attacks.base import (
 )
 from pni_tf.attacks.bookkeeping import Best, gather, rows_of, scatter
 from pni_tf.attacks.draws import draws_of, value_and_gradient
-from pni_tf.attacks.goals import Goal, checked
+from pni_tf.attacks.goals import Goal, prepare
 from pni_tf.attacks.norms import NORMS
 from pni_tf.checks import check_choice, check_number
 
@@ -40,7 +40,7 @@ class APGD(Attack):
         norm: `"linf"` or `"l2"`.
         loss: `"ce"`, `"dlr"` (at least 3 classes), or `"dlr-targeted"` (at least 4):
             an untargeted attack that tries the likeliest wrong classes one by one.
-            Given `targets`, both forms of DLR are the targeted one.
+            Given `towards`, both forms of DLR are the targeted one.
         target_classes: Number of classes that `"dlr-targeted"` tries.
         restarts: Number of runs, for each class tried.
         rho: Share of the steps between two checkpoints that must raise the loss.
@@ -94,11 +94,11 @@ class APGD(Attack):
                 return found
             found.append(found[-1] + length)
 
-    def run(self, logits_fn, images, labels, *, targets=None, seed=None):
-        images, goal = checked(images, labels, targets)
+    def run(self, logits_fn, images, labels, *, towards=None, seed=None):
+        images, goal = prepare(images, labels, towards)
         seed, draws = make_seed(seed), draws_of(logits_fn)
         runs, queries, order = self.restarts, 0, None
-        if self.loss == "dlr-targeted" and targets is None:
+        if self.loss == "dlr-targeted" and towards is None:
             logits = logits_fn(images)
             queries = draws
             order = _likeliest_wrong(logits, goal.labels)
@@ -112,11 +112,11 @@ class APGD(Attack):
             if self.early_stop:
                 rows = rows_of(~best.fooled)
             part, count = gather((best, gradients), rows)
-            some, towards = goal.take(rows), goal.take(rows)
+            some, ascended = goal.take(rows), goal.take(rows)
             if order is not None:
-                towards = Goal(some.labels, tf.gather(order, rows)[:, i % classes])
+                ascended = Goal(some.labels, tf.gather(order, rows)[:, i % classes])
             found, count = self._once(
-                logits_fn, some, towards, tf.gather(images, rows), fold_in(seed, i)
+                logits_fn, some, ascended, tf.gather(images, rows), fold_in(seed, i)
             )
             part = part.update(
                 found.images, tf.cast(found.fooled, tf.float32), found.loss
@@ -140,14 +140,14 @@ class APGD(Attack):
             gradients * draws,
         )
 
-    def _once(self, logits_fn, goal, towards, images, seed):
+    def _once(self, logits_fn, goal, ascended, images, seed):
         """Makes one run: returns its best points and the gradients spent on each."""
 
-        def evaluate(goal, towards, points):
+        def evaluate(goal, ascended, points):
             def values(logits):
                 if self.loss != "ce":
-                    self._check_classes(logits, 3 if towards.targets is None else 4)
-                loss = towards.cross_entropy if self.loss == "ce" else towards.dlr
+                    self._check_classes(logits, 3 if ascended.towards is None else 4)
+                loss = ascended.cross_entropy if self.loss == "ce" else ascended.dlr
                 return [loss(logits), goal.fooled(logits)]
 
             (loss, share), gradient = value_and_gradient(logits_fn, values, points)
@@ -156,7 +156,7 @@ class APGD(Attack):
         norm = NORMS[self.norm]
         noise = norm.random(tf.shape(images), self.epsilon, seed)
         start = norm.clip(images, images + noise, self.epsilon)
-        loss, share, gradient = evaluate(goal, towards, start)
+        loss, share, gradient = evaluate(goal, ascended, start)
         best = Best.none(start).update(start, share, loss)
         state = _State.start(start, loss, gradient, 2 * self.epsilon)
         going = ~(best.fooled & self.early_stop)
@@ -174,7 +174,9 @@ class APGD(Attack):
             point = now.point + inertia * (move - now.point)
             point += (1 - inertia) * (now.point - now.previous)
             point = norm.clip(image, point, self.epsilon)
-            loss, share, gradient = evaluate(goal.take(rows), towards.take(rows), point)
+            loss, share, gradient = evaluate(
+                goal.take(rows), ascended.take(rows), point
+            )
             now = now.advance(point, loss, gradient)
             now = tf.cond(
                 tf.reduce_any(i == tf.constant(self.checkpoints)),

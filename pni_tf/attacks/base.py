@@ -50,7 +50,7 @@ class Attack(abc.ABC):
         images: tf.Tensor,
         labels: tf.Tensor,
         *,
-        targets: tf.Tensor | None = None,
+        towards: tf.Tensor | None = None,
         seed: tf.Tensor | None = None,
     ) -> Outcome:
         """Attacks a batch of images. Pure TensorFlow: it can be traced.
@@ -64,7 +64,7 @@ class Attack(abc.ABC):
                 the expectation.
             images: Float32 `[N, H, W, C]` in `[0, 1]`.
             labels: Integers `[N]` (any integer dtype): the labels to move away from.
-            targets: Integers `[N]`: the labels to move towards (a targeted attack);
+            towards: Integers `[N]`: the labels to move towards (a targeted attack);
                 None is satisfied with any wrong label.
             seed: Integer tensor `[2]` for the attack's own randomness, such as a random
                 start. None draws one from TensorFlow's global generator.
@@ -79,15 +79,15 @@ class Attack(abc.ABC):
         images: tf.Tensor,
         labels: tf.Tensor,
         *,
-        targets: tf.Tensor | None = None,
+        towards: tf.Tensor | None = None,
         seed: tf.Tensor | None = None,
     ) -> tf.Tensor:
         """Returns the adversarial images of `run` alone."""
-        return self.run(logits_fn, images, labels, targets=targets, seed=seed).images
+        return self.run(logits_fn, images, labels, towards=towards, seed=seed).images
 
-    def __call__(self, logits_fn, images, labels, *, targets=None, seed=None):
+    def __call__(self, logits_fn, images, labels, *, towards=None, seed=None):
         """Calls `perturb`."""
-        return self.perturb(logits_fn, images, labels, targets=targets, seed=seed)
+        return self.perturb(logits_fn, images, labels, towards=towards, seed=seed)
 
 
 def per_example(values: tf.Tensor, images: tf.Tensor) -> tf.Tensor:

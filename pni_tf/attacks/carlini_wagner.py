@@ -14,7 +14,7 @@ from pni_tf.attacks.bookkeeping import (
     scatter,
 )
 from pni_tf.attacks.draws import draws_of, value_and_gradient
-from pni_tf.attacks.goals import checked
+from pni_tf.attacks.goals import prepare
 from pni_tf.checks import check_number
 
 _INSIDE = 0.999999  # keeps arctanh finite at black and white pixels
@@ -84,8 +84,8 @@ class CarliniWagnerL2(Attack):
                 f"Received: agreement={self.agreement!r}"
             )
 
-    def run(self, logits_fn, images, labels, *, targets=None, seed=None):
-        images, goal = checked(images, labels, targets)
+    def run(self, logits_fn, images, labels, *, towards=None, seed=None):
+        images, goal = prepare(images, labels, towards)
 
         def search_step(i, search, best, queries, gradients):
             if self.binary_search_steps >= 10:

@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from pni_tf.attacks.base import Attack, Outcome, constant_count
 from pni_tf.attacks.draws import draws_of, expected_loss, value_and_gradient
-from pni_tf.attacks.goals import checked
+from pni_tf.attacks.goals import prepare
 from pni_tf.checks import check_number
 
 
@@ -32,16 +32,16 @@ class FGSM(Attack):
     def __post_init__(self):
         check_number("epsilon", self.epsilon, minimum=0)
 
-    def run(self, logits_fn, images, labels, *, targets=None, seed=None):
-        images, goal = checked(images, labels, targets)
+    def run(self, logits_fn, images, labels, *, towards=None, seed=None):
+        images, goal = prepare(images, labels, towards)
         adversarial, draws = self._step(logits_fn, images, goal), draws_of(logits_fn)
         fooled = expected_loss(logits_fn, goal.fooled, adversarial)
         count = constant_count(adversarial, draws)
         return Outcome(adversarial, fooled > 0.5, count, count)
 
-    def perturb(self, logits_fn, images, labels, *, targets=None, seed=None):
+    def perturb(self, logits_fn, images, labels, *, towards=None, seed=None):
         # Without the verdict of `run`, which costs a forward pass.
-        return self._step(logits_fn, *checked(images, labels, targets))
+        return self._step(logits_fn, *prepare(images, labels, towards))
 
     def _step(self, logits_fn, images, goal):
         _, gradient = value_and_gradient(logits_fn, goal.cross_entropy, images)

@@ -10,24 +10,24 @@ _NEVER = -1e9  # takes a class out of a maximum, and stays finite in float32
 
 
 class Goal(NamedTuple):
-    """Away from the labels, or towards the targets where there are some.
+    """Away from the labels, or towards other classes where they are given.
 
     Every loss takes logits `[N, K]`, returns float32 `[N]`, and is larger where the
     network is closer to being fooled.
 
     Attributes:
         labels: int64 `[N]`.
-        targets: int64 `[N]`, or None for an untargeted attack.
+        towards: int64 `[N]`, or None for an untargeted attack.
     """
 
     labels: tf.Tensor
-    targets: tf.Tensor | None = None
+    towards: tf.Tensor | None = None
 
     @classmethod
-    def of(cls, labels, targets=None) -> "Goal":
-        """Makes a goal of labels and targets of any integer type."""
-        targets = None if targets is None else tf.cast(targets, tf.int64)
-        return cls(tf.cast(labels, tf.int64), targets)
+    def of(cls, labels, towards=None) -> "Goal":
+        """Makes a goal of labels, and of classes to reach, of any integer type."""
+        towards = None if towards is None else tf.cast(towards, tf.int64)
+        return cls(tf.cast(labels, tf.int64), towards)
 
     def _check_classes(self, logits):
         if not tf.executing_eagerly():
@@ -38,13 +38,13 @@ class Goal(NamedTuple):
 
     def take(self, rows: tf.Tensor) -> "Goal":
         """Returns the goal of some rows of the batch."""
-        targets = None if self.targets is None else tf.gather(self.targets, rows)
-        return Goal(tf.gather(self.labels, rows), targets)
+        towards = None if self.towards is None else tf.gather(self.towards, rows)
+        return Goal(tf.gather(self.labels, rows), towards)
 
     def repeat(self, count: int) -> "Goal":
         """Returns the goal of a batch in which each image comes `count` times."""
-        targets = None if self.targets is None else tf.repeat(self.targets, count)
-        return Goal(tf.repeat(self.labels, count), targets)
+        towards = None if self.towards is None else tf.repeat(self.towards, count)
+        return Goal(tf.repeat(self.labels, count), towards)
 
     def fooled(self, logits: tf.Tensor) -> tf.Tensor:
         """Returns 1.0 where the goal is reached, else 0.0.
@@ -53,16 +53,16 @@ class Goal(NamedTuple):
         """
         self._check_classes(logits)
         predictions = tf.argmax(logits, -1)
-        if self.targets is None:
+        if self.towards is None:
             return tf.cast(predictions != self.labels, tf.float32)
-        return tf.cast(predictions == self.targets, tf.float32)
+        return tf.cast(predictions == self.towards, tf.float32)
 
     def cross_entropy(self, logits: tf.Tensor) -> tf.Tensor:
-        """Returns the cross-entropy of the labels, or minus that of the targets."""
+        """Returns the cross-entropy of the labels, or minus that of the classes to reach."""
         self._check_classes(logits)
-        if self.targets is None:
+        if self.towards is None:
             return _cross_entropy(self.labels, logits)
-        return -_cross_entropy(self.targets, logits)
+        return -_cross_entropy(self.towards, logits)
 
     def margin(self, logits: tf.Tensor) -> tf.Tensor:
         """Returns by how much the best other logit exceeds that of the label.
@@ -72,9 +72,9 @@ class Goal(NamedTuple):
         """
         self._check_classes(logits)
         logits = tf.cast(logits, tf.float32)
-        if self.targets is None:
+        if self.towards is None:
             return _best_other(logits, self.labels) - _pick(logits, self.labels)
-        return _pick(logits, self.targets) - _best_other(logits, self.targets)
+        return _pick(logits, self.towards) - _best_other(logits, self.towards)
 
     def dlr(self, logits: tf.Tensor) -> tf.Tensor:
         """Returns the difference of logits ratio, invariant to shift and scale.
@@ -82,37 +82,37 @@ class Goal(NamedTuple):
         Reference: https://arxiv.org/abs/2003.01690, eq. 6 and 7.
         """
         logits = tf.cast(logits, tf.float32)
-        if self.targets is None:
+        if self.towards is None:
             top = tf.math.top_k(logits, 3).values
             return self.margin(logits) / (top[:, 0] - top[:, 2] + 1e-12)
         top = tf.math.top_k(logits, 4).values
-        gain = _pick(logits, self.targets) - _pick(logits, self.labels)
+        gain = _pick(logits, self.towards) - _pick(logits, self.labels)
         return gain / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + 1e-12)
 
 
-def checked(images, labels, targets=None) -> tuple[tf.Tensor, Goal]:
+def prepare(images, labels, towards=None) -> tuple[tf.Tensor, Goal]:
     """Returns the images of a batch as float32, and the goal.
 
     In a traced function only types and ranks are known; else values are checked too.
 
     Raises:
         ValueError: If the images are no floats `[N, H, W, C]` in `[0, 1]`, or the
-            labels or targets no integers `[N]`.
+            labels or `towards` no integers `[N]`.
     """
     if tf.executing_eagerly():
         found = validate_images(images)
         images = images if tf.is_tensor(images) else found  # a tape may watch a tensor
         labels = validate_labels(labels, None, num_examples=len(images))
-        if targets is not None:
-            targets = validate_labels(
-                targets, None, num_examples=len(images), name="targets"
+        if towards is not None:
+            towards = validate_labels(
+                towards, None, num_examples=len(images), name="towards"
             )
     for name, values, rank in (
         ("images", images, 4),
         ("labels", labels, 1),
-        ("targets", targets, 1),
+        ("towards", towards, 1),
     ):
-        if values is None and name == "targets":
+        if values is None and name == "towards":
             continue
         values = tf.convert_to_tensor(values)
         known = values.dtype.is_floating if rank == 4 else values.dtype.is_integer
@@ -122,7 +122,7 @@ def checked(images, labels, targets=None) -> tuple[tf.Tensor, Goal]:
                 f"`{name}` must be {wanted}. "
                 f"Received: {values.dtype.name} {values.shape}"
             )
-    return tf.cast(images, tf.float32), Goal.of(labels, targets)
+    return tf.cast(images, tf.float32), Goal.of(labels, towards)
 
 
 def cross_entropy(labels: tf.Tensor):

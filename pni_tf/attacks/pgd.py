@@ -14,7 +14,7 @@ from pni_tf.attacks.base import (
 )
 from pni_tf.attacks.bookkeeping import Best, gather, rows_of, scatter
 from pni_tf.attacks.draws import draws_of, expected_loss, value_and_gradient
-from pni_tf.attacks.goals import checked
+from pni_tf.attacks.goals import prepare
 from pni_tf.attacks.norms import NORMS
 from pni_tf.checks import check_choice, check_number
 
@@ -78,8 +78,8 @@ class PGD(Attack):
         """
         return self.steps * self.step_size >= 2 * self.epsilon
 
-    def run(self, logits_fn, images, labels, *, targets=None, seed=None):
-        images, goal = checked(images, labels, targets)
+    def run(self, logits_fn, images, labels, *, towards=None, seed=None):
+        images, goal = prepare(images, labels, towards)
         seed, draws = make_seed(seed), draws_of(logits_fn)
         gradients = constant_count(images, 0)
         if self.restarts == 1:
@@ -91,13 +91,13 @@ class PGD(Attack):
             best, queries, gradients = self._restarts(logits_fn, goal, images, seed)
         return Outcome(best.images, best.fooled, queries, gradients * draws)
 
-    def perturb(self, logits_fn, images, labels, *, targets=None, seed=None):
+    def perturb(self, logits_fn, images, labels, *, towards=None, seed=None):
         if self.restarts > 1 or self.early_stop:
             return self.run(
-                logits_fn, images, labels, targets=targets, seed=seed
+                logits_fn, images, labels, towards=towards, seed=seed
             ).images
         # Without the verdict of `run`, which costs a forward pass.
-        images, goal = checked(images, labels, targets)
+        images, goal = prepare(images, labels, towards)
         return self._ascend(logits_fn, goal, images, self._start(images, seed))
 
     def _restarts(self, logits_fn, goal, images, seed):

@@ -15,7 +15,7 @@ from pni_tf.attacks.bookkeeping import (
     searched,
 )
 from pni_tf.attacks.draws import draws_of
-from pni_tf.attacks.goals import checked
+from pni_tf.attacks.goals import prepare
 from pni_tf.attacks.norms import NORMS
 from pni_tf.checks import check_choice, check_number
 
@@ -63,8 +63,8 @@ class RandomSearch(Attack):
         check_number("samples", self.samples, minimum=1, integer=True)
         check_choice("norm", self.norm, tuple(NORMS))
 
-    def run(self, logits_fn, images, labels, *, targets=None, seed=None):
-        images, goal = checked(images, labels, targets)
+    def run(self, logits_fn, images, labels, *, towards=None, seed=None):
+        images, goal = prepare(images, labels, towards)
         seed, draws = make_seed(seed), draws_of(logits_fn)
         none = constant_count(images, 0)
 

@@ -8,7 +8,7 @@ import tensorflow as tf
 from pni_tf.attacks.base import Attack, Outcome, constant_count, fold_in, make_seed
 from pni_tf.attacks.bookkeeping import Best, gather, going, judge, scatter, searched
 from pni_tf.attacks.draws import draws_of
-from pni_tf.attacks.goals import checked
+from pni_tf.attacks.goals import prepare
 from pni_tf.checks import check_number
 
 # The fraction of the pixels halves after each of these squares out of 10,000.
@@ -85,8 +85,8 @@ class Square(Attack):
     def _squares(self):
         return self.queries // 2 if self.reevaluate else self.queries - 1
 
-    def run(self, logits_fn, images, labels, *, targets=None, seed=None):
-        images, goal = checked(images, labels, targets)
+    def run(self, logits_fn, images, labels, *, towards=None, seed=None):
+        images, goal = prepare(images, labels, towards)
         seed, draws = make_seed(seed), draws_of(logits_fn)
         stripes = self._stripes(images, fold_in(seed, 0))
         if self.reevaluate:  # the first step evaluates the stripes

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 from pni_tf.attacks.base import Attack, Outcome, constant_count
 from pni_tf.attacks.draws import ExpectationOverNoise, draws_of, expected_loss
-from pni_tf.attacks.goals import checked
+from pni_tf.attacks.goals import prepare
 from pni_tf.checks import check_number
 
 
@@ -81,18 +81,18 @@ class Transfer(Attack):
             logits = ExpectationOverNoise(logits, self.source_draws)
         return logits
 
-    def run(self, logits_fn, images, labels, *, targets=None, seed=None):
-        images, goal = checked(images, labels, targets)
+    def run(self, logits_fn, images, labels, *, towards=None, seed=None):
+        images, goal = prepare(images, labels, towards)
         draws = draws_of(logits_fn)
         outcome = self.attack.run(
-            self._source_logits, images, labels, targets=targets, seed=seed
+            self._source_logits, images, labels, towards=towards, seed=seed
         )
         share = expected_loss(logits_fn, goal.fooled, outcome.images)
         queries = constant_count(outcome.images, draws)
         return Outcome(outcome.images, share > 0.5, queries, outcome.gradients)
 
-    def perturb(self, logits_fn, images, labels, *, targets=None, seed=None):
+    def perturb(self, logits_fn, images, labels, *, towards=None, seed=None):
         # Without the verdict of `run`, so the target is not called at all.
         return self.attack.perturb(
-            self._source_logits, images, labels, targets=targets, seed=seed
+            self._source_logits, images, labels, towards=towards, seed=seed
         )

@@ -125,7 +125,7 @@ def _fit(settings, directory, dataset, workers, trainer, checkpoint, start):
             checkpoint.stopping_on(signal.SIGTERM, signal.SIGINT),
             workers.losing_workers(),
         ):
-            checkpoint.fit(
+            checkpoint.resume_fit(
                 trainer,
                 batches,
                 epochs=settings.epochs,

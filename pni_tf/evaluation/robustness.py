@@ -277,7 +277,7 @@ def _compiled(target, scenario):
                 scenario.target_rule, attacked, target.num_classes, images, labels, seed
             )
             outcome = scenario.attack.run(
-                attacked, images, labels, targets=aims, seed=seed
+                attacked, images, labels, towards=aims, seed=seed
             )
             adversarial = outcome.images
             arrays = _describe(images, outcome)

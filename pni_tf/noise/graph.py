@@ -98,7 +98,7 @@ def check_noise_free(model: keras.Model) -> None:
         if _contains_noise(layer):
             raise ValueError(
                 f"{model.name!r} already has noise, at layer {layer.name!r}. Call "
-                "`strip_pni` first"
+                "`strip_noise` first"
             )
 
 

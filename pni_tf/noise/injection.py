@@ -1,7 +1,7 @@
-"""From any Keras model to its noisy twin and back: `inject_pni`, `strip_pni`.
+"""From any Keras model to its noisy twin and back: `inject_pni`, `strip_noise`.
 
 The models that these functions return are views: they share every variable with their
-source, so training one trains the other. `freeze_pni` is the exception: it copies.
+source, so training one trains the other. `freeze_noise` is the exception: it copies.
 """
 
 import keras
@@ -181,7 +181,7 @@ def convolutions_of(model: keras.Model) -> list[keras.Layer]:
     return found
 
 
-def strip_pni(model: keras.Model) -> keras.Model:
+def strip_noise(model: keras.Model) -> keras.Model:
     """Returns the noise-free view of a model: its stock layers and their variables.
 
     Args:
@@ -204,7 +204,7 @@ def strip_pni(model: keras.Model) -> keras.Model:
     return rebuild(model, unwrap)
 
 
-def freeze_pni(model: keras.Model, seed: int) -> keras.Model:
+def freeze_noise(model: keras.Model, seed: int) -> keras.Model:
     """Returns a deterministic copy of a model with one draw of its noise baked in.
 
     Weight noise is added to the copied kernels, which leaves stock layers. The noise of

@@ -1,7 +1,7 @@
 """Keras wrappers that inject parametric noise; they nest in any order.
 
 `PNIOutput(PNIWeight(conv))` is the paper's PNI-W+A-a on one convolution. The noise is
-on in training and inference alike; `strip_pni` gives the twin without it.
+on in training and inference alike; `strip_noise` gives the twin without it.
 """
 
 import os
@@ -288,7 +288,7 @@ class PNIOutput(_ActivationNoise):
             whole batch, so one prediction depends on its neighbours. `"example"`: one
             standard deviation for each example.
         frozen: Whether to use the same draw at every call, shared by all examples,
-            which makes the layer deterministic (see `freeze_pni`).
+            which makes the layer deterministic (see `freeze_noise`).
         seed: See `NoiseWrapper`.
         **kwargs: Arguments of `keras.layers.Layer`.
 
@@ -368,7 +368,7 @@ class FixedNoise(NoiseWrapper):
         position: `"input"` or `"output"` of the layer.
         distribution: `"gaussian"` or `"laplace"`.
         frozen: Whether to use the same draw at every call, shared by all examples,
-            which makes the layer deterministic (see `freeze_pni`).
+            which makes the layer deterministic (see `freeze_noise`).
         seed: Integer seed of the noise, or None for a random one.
         **kwargs: Arguments of `keras.layers.Layer`.
 

@@ -60,7 +60,7 @@ class Checkpoint(keras.callbacks.Callback):
     >>> checkpoint = Checkpoint("checkpoints", minutes=10)
     >>> checkpoint.restore(trainer)
     >>> with checkpoint.stopping_on(signal.SIGTERM):
-    ...     checkpoint.fit(trainer, batches, epochs=160, steps_per_epoch=391)
+    ...     checkpoint.resume_fit(trainer, batches, epochs=160, steps_per_epoch=391)
     """
 
     def __init__(
@@ -298,7 +298,7 @@ class Checkpoint(keras.callbacks.Callback):
 
     # ---- training
 
-    def fit(
+    def resume_fit(
         self,
         trainer: keras.Model,
         batches: Callable[[Position], object],

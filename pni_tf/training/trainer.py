@@ -11,7 +11,7 @@ from pni_tf.attacks import Attack, ExpectationOverNoise
 from pni_tf.checks import check_logits, check_number, validate_images, validate_labels
 from pni_tf.files import replacing
 from pni_tf.noise.fusion import fuse_batch_norm
-from pni_tf.noise.injection import strip_pni
+from pni_tf.noise.injection import strip_noise
 from pni_tf.training.replicas import (
     DistributedModel,
     _states_of_replicas,
@@ -139,7 +139,7 @@ class PNIAdversarialModel(DistributedModel):
         }
         # Hidden in functions: Keras would track the views and save their layers twice.
         fast = fuse_batch_norm(model)
-        target = fast if noise_in_attack else fuse_batch_norm(strip_pni(model))
+        target = fast if noise_in_attack else fuse_batch_norm(strip_noise(model))
         self._forward = lambda images, training: fast(images, training=training)
         self._training_attack_target = lambda images: target(images, training=False)
         self.built = True

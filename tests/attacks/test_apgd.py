@@ -231,13 +231,13 @@ def test_targets(loss):
     attack = APGD(epsilon=0.5, loss=loss, steps=40)
     images = random(40, 4, 4, 1, low=0.4, high=0.6)
     labels = np.argmax(linear(images), -1)
-    targets = (labels + np.arange(40) % 4 + 1) % 5
-    found = traced(attack, linear, images, labels, targets=targets)
+    towards = (labels + np.arange(40) % 4 + 1) % 5
+    found = traced(attack, linear, images, labels, towards=towards)
     logits = linear(found.images).numpy()
-    reached = np.argmax(logits, -1) == targets
+    reached = np.argmax(logits, -1) == towards
     np.testing.assert_array_equal(found.found, reached)
     rows = np.arange(40)
-    assert np.all(logits[rows, targets] > logits[rows, labels])
+    assert np.all(logits[rows, towards] > logits[rows, labels])
     assert np.mean(reached) == 1 if loss == "ce" else np.mean(reached) > 0.9
 
 
@@ -269,7 +269,7 @@ def test_targeted_dlr_tries_every_wrong_class():
 
 
 @pytest.mark.parametrize(
-    ("loss", "classes", "targets", "needed"),
+    ("loss", "classes", "towards", "needed"),
     [
         ("dlr", 2, None, 3),
         ("dlr", 3, [1] * COUNT, 4),
@@ -280,12 +280,12 @@ def test_targeted_dlr_tries_every_wrong_class():
         ("dlr-targeted", 4, None, None),
     ],
 )
-def test_too_few_classes(loss, classes, targets, needed):
+def test_too_few_classes(loss, classes, towards, needed):
     attack = APGD(loss=loss, steps=2)
 
     def run():
         return traced(
-            attack, lambda x: linear(x)[:, :classes], targets=targets, labels=LABELS % 2
+            attack, lambda x: linear(x)[:, :classes], towards=towards, labels=LABELS % 2
         )
 
     if needed is None:

@@ -355,8 +355,8 @@ def test_wrong_batches_are_named(images, labels, message, run):
         call = attack.run if run else attack.perturb
         with pytest.raises(ValueError, match=message):
             call(two_classes, images, labels)
-    with pytest.raises(ValueError, match="`(images|labels|targets)`"):
-        attack.run(two_classes, images, labels, targets=labels)
+    with pytest.raises(ValueError, match="`(images|labels|towards)`"):
+        attack.run(two_classes, images, labels, towards=labels)
 
 
 def test_a_graph_knows_types_and_ranks():

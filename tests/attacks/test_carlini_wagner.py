@@ -112,7 +112,7 @@ def test_distance_to_a_plane(network, confidence, targeted):
     assert set(labels) == {0, 1}
     attack = dataclasses.replace(ATTACK, confidence=confidence, learning_rate=5e-3)
     attack = dataclasses.replace(attack, steps=600)
-    found = traced(attack, network, targets=1 - labels if targeted else None)
+    found = traced(attack, network, towards=1 - labels if targeted else None)
     logits = network(IMAGES).numpy()
     gap = np.abs(logits[:, 0] - logits[:, 1]) + confidence
     check(found, network, labels, gap / np.linalg.norm(WEIGHTS[:, 0] - WEIGHTS[:, 1]))
@@ -142,13 +142,13 @@ def test_distance_to_a_sphere():
 def test_targets():
     """Towards class k: at least as far as the plane between k and the prediction."""
     labels = predicted(linear)
-    targets = (labels + np.arange(COUNT) % 3 + 1) % 4
-    found = traced(ATTACK, linear, targets=targets)
+    towards = (labels + np.arange(COUNT) % 3 + 1) % 4
+    found = traced(ATTACK, linear, towards=towards)
     assert np.all(found.found)
-    np.testing.assert_array_equal(predicted(linear, found.images), targets)
+    np.testing.assert_array_equal(predicted(linear, found.images), towards)
     logits, rows = linear(IMAGES).numpy(), np.arange(COUNT)
-    gap = logits[rows, labels] - logits[rows, targets]
-    plane = gap / np.linalg.norm(WEIGHTS[:, labels] - WEIGHTS[:, targets], axis=0)
+    gap = logits[rows, labels] - logits[rows, towards]
+    plane = gap / np.linalg.norm(WEIGHTS[:, labels] - WEIGHTS[:, towards], axis=0)
     assert np.all(distances(found.images) > 0.9999 * plane)
     away = traced(ATTACK, linear)
     assert np.all(distances(away.images) < 1.01 * distances(found.images))
@@ -332,15 +332,15 @@ SHORT = dataclasses.replace(ATTACK, steps=30, binary_search_steps=2, initial_con
 @pytest.mark.parametrize("dtype", ["uint8", "int32", "int64"])
 def test_labels_and_targets_of_any_integer_type(dtype):
     labels = predicted(curved)
-    targets = (labels + 1) % 4
-    expected = traced(SHORT, curved, labels=labels, targets=targets)
+    towards = (labels + 1) % 4
+    expected = traced(SHORT, curved, labels=labels, towards=towards)
     assert np.any(expected.found)
     for convert in (np.asarray, tf.constant):
         found = traced(
             SHORT,
             curved,
             labels=convert(labels.astype(dtype)),
-            targets=convert(targets.astype(dtype)),
+            towards=convert(towards.astype(dtype)),
         )
         tf.nest.map_structure(np.testing.assert_array_equal, found, expected)
 

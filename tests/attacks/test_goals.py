@@ -10,14 +10,14 @@ ROWS = 400
 
 
 def case(classes, *, ties=False, seed=1):
-    """Logits, labels and targets that differ from the labels."""
+    """Logits, labels and towards that differ from the labels."""
     generator = np.random.default_rng(seed)
     logits = generator.normal(scale=3, size=(ROWS, classes))
     if ties:  # few levels, so that most rows have several equal logits
         logits = generator.integers(-1, 2, (ROWS, classes))
     labels = generator.integers(0, classes, ROWS)
-    targets = (labels + generator.integers(1, classes, ROWS)) % classes
-    return logits.astype("float32"), labels, targets
+    towards = (labels + generator.integers(1, classes, ROWS)) % classes
+    return logits.astype("float32"), labels, towards
 
 
 CASES = pytest.mark.parametrize(
@@ -29,11 +29,11 @@ def others(row, own):
     return [value for k, value in enumerate(row) if k != own]
 
 
-def written_margin(logits, labels, targets=None):
+def written_margin(logits, labels, towards=None):
     rows = logits.astype("float64")
-    if targets is None:
+    if towards is None:
         return [max(others(z, y)) - z[y] for z, y in zip(rows, labels, strict=True)]
-    return [z[t] - max(others(z, t)) for z, t in zip(rows, targets, strict=True)]
+    return [z[t] - max(others(z, t)) for z, t in zip(rows, towards, strict=True)]
 
 
 def written_dlr(logits, labels):
@@ -46,10 +46,10 @@ def written_dlr(logits, labels):
     return found
 
 
-def written_targeted_dlr(logits, labels, targets):
+def written_targeted_dlr(logits, labels, towards):
     """-(z_y - z_t) / (z_(1) - (z_(3) + z_(4)) / 2 + 1e-12), eq. 7."""
     found = []
-    for z, y, t in zip(logits.astype("float64"), labels, targets, strict=True):
+    for z, y, t in zip(logits.astype("float64"), labels, towards, strict=True):
         largest = sorted(z, reverse=True)
         span = largest[0] - (largest[2] + largest[3]) / 2 + 1e-12
         found.append(-(z[y] - z[t]) / span)
@@ -64,18 +64,18 @@ def written_cross_entropy(logits, classes):
 
 @CASES
 def test_margin(classes, ties):
-    logits, labels, targets = case(classes, ties=ties)
+    logits, labels, towards = case(classes, ties=ties)
     margin = Goal.of(labels).margin(logits)
     np.testing.assert_allclose(margin, written_margin(logits, labels), rtol=1e-6)
-    margin = Goal.of(labels, targets).margin(logits)
-    expected = written_margin(logits, labels, targets)
+    margin = Goal.of(labels, towards).margin(logits)
+    expected = written_margin(logits, labels, towards)
     np.testing.assert_allclose(margin, expected, rtol=1e-6)
 
 
 @CASES
 def test_dlr(classes, ties):
     """With ties the span may be 0: then z_y below it costs 1e12 times the gap."""
-    logits, labels, targets = case(classes, ties=ties)
+    logits, labels, towards = case(classes, ties=ties)
     expected = written_dlr(logits, labels)
     if ties:
         assert max(expected) > 1e11  # the 1e-12 matters
@@ -83,8 +83,8 @@ def test_dlr(classes, ties):
     np.testing.assert_allclose(Goal.of(labels).dlr(logits), expected, rtol=1e-5)
     if classes == 3:
         return
-    expected = written_targeted_dlr(logits, labels, targets)
-    found = Goal.of(labels, targets).dlr(logits)
+    expected = written_targeted_dlr(logits, labels, towards)
+    found = Goal.of(labels, towards).dlr(logits)
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
@@ -98,8 +98,8 @@ def test_dlr_needs_three_and_targeted_four_classes():
 @pytest.mark.parametrize(("classes", "targeted"), [(3, False), (4, True), (10, True)])
 def test_dlr_does_not_change_with_shift_and_scale(classes, targeted):
     """Unlike the margin and the cross-entropy."""
-    logits, labels, targets = case(classes)
-    goal = Goal.of(labels, targets if targeted else None)
+    logits, labels, towards = case(classes)
+    goal = Goal.of(labels, towards if targeted else None)
     changed = 7.0 * logits + np.linspace(-5, 5, ROWS, dtype="float32")[:, None]
     expected = goal.dlr(logits)
     assert np.ptp(expected) > 1
@@ -112,29 +112,29 @@ def test_dlr_does_not_change_with_shift_and_scale(classes, targeted):
 
 @CASES
 def test_cross_entropy(classes, ties):
-    logits, labels, targets = case(classes, ties=ties)
+    logits, labels, towards = case(classes, ties=ties)
     expected = written_cross_entropy(logits, labels)
     found = Goal.of(labels).cross_entropy(logits)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(cross_entropy(labels)(logits), found)
-    expected = -written_cross_entropy(logits, targets)
-    found = Goal.of(labels, targets).cross_entropy(logits)
+    expected = -written_cross_entropy(logits, towards)
+    found = Goal.of(labels, towards).cross_entropy(logits)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
 @CASES
 def test_fooled(classes, ties):
     """Of equal logits the first is the prediction."""
-    logits, labels, targets = case(classes, ties=ties)
+    logits, labels, towards = case(classes, ties=ties)
     predictions = [list(row).index(max(row)) for row in logits]
     fooled = Goal.of(labels).fooled(logits)
     np.testing.assert_array_equal(fooled, (predictions != labels).astype("float32"))
-    reached = Goal.of(labels, targets).fooled(logits)
-    np.testing.assert_array_equal(reached, (predictions == targets).astype("float32"))
+    reached = Goal.of(labels, towards).fooled(logits)
+    np.testing.assert_array_equal(reached, (predictions == towards).astype("float32"))
     assert 0 < np.sum(reached) < np.sum(fooled) < ROWS
     for verdict, margin in (
         (fooled, Goal.of(labels).margin(logits)),
-        (reached, Goal.of(labels, targets).margin(logits)),
+        (reached, Goal.of(labels, towards).margin(logits)),
     ):
         # A margin of 0 is a tie, and may be either.
         assert np.all(verdict.numpy()[margin > 0] == 1)
@@ -146,8 +146,8 @@ def test_fooled(classes, ties):
 @pytest.mark.parametrize("targeted", [False, True])
 def test_logits_of_other_types(dtype, targeted):
     """Computed and returned in float32: 60000 - -60000 is infinite in float16."""
-    logits, labels, targets = case(4)
-    goal = Goal.of(labels, targets if targeted else None)
+    logits, labels, towards = case(4)
+    goal = Goal.of(labels, towards if targeted else None)
     rounded = tf.cast(np.clip(logits * 6000, -6e4, 6e4), dtype)
     single = tf.cast(rounded, tf.float32)
     for name in ("margin", "dlr", "cross_entropy", "fooled"):
@@ -170,8 +170,8 @@ def test_logits_of_other_types(dtype, targeted):
 )
 def test_ascent_reaches_the_goal(name, targeted):
     """A wrong sign in a loss would make every attack a defence."""
-    logits, labels, targets = case(10)
-    goal = Goal.of(labels, targets if targeted else None)
+    logits, labels, towards = case(10)
+    goal = Goal.of(labels, towards if targeted else None)
     for _ in range(40):
         logits = tf.constant(logits)
         with tf.GradientTape() as tape:
@@ -186,24 +186,24 @@ def test_ascent_reaches_the_goal(name, targeted):
 
 @pytest.mark.parametrize("dtype", ["uint8", "int32", "int64"])
 def test_labels_of_any_integer_type(dtype):
-    logits, labels, targets = case(10)
+    logits, labels, towards = case(10)
     for convert in (np.asarray, tf.constant):
-        goal = Goal.of(convert(labels.astype(dtype)), convert(targets.astype(dtype)))
-        assert goal.labels.dtype == goal.targets.dtype == tf.int64
-        expected = Goal.of(labels, targets).margin(logits)
+        goal = Goal.of(convert(labels.astype(dtype)), convert(towards.astype(dtype)))
+        assert goal.labels.dtype == goal.towards.dtype == tf.int64
+        expected = Goal.of(labels, towards).margin(logits)
         np.testing.assert_array_equal(goal.margin(logits), expected)
 
 
 @pytest.mark.parametrize("targeted", [False, True])
 def test_take_and_repeat(targeted):
-    _, labels, targets = case(10)
-    goal = Goal.of(labels, targets if targeted else None)
+    _, labels, towards = case(10)
+    goal = Goal.of(labels, towards if targeted else None)
     rows = np.array([5, 2, 2, 399])
     taken, repeated = goal.take(tf.constant(rows)), goal.repeat(3)
     np.testing.assert_array_equal(taken.labels, labels[rows])
     np.testing.assert_array_equal(repeated.labels, np.repeat(labels, 3))
     if not targeted:
-        assert taken.targets is repeated.targets is None
+        assert taken.towards is repeated.towards is None
         return
-    np.testing.assert_array_equal(taken.targets, targets[rows])
-    np.testing.assert_array_equal(repeated.targets, np.repeat(targets, 3))
+    np.testing.assert_array_equal(taken.towards, towards[rows])
+    np.testing.assert_array_equal(repeated.towards, np.repeat(towards, 3))

@@ -354,7 +354,7 @@ def test_targeted_optimum_of_a_linear_model(attack):
     def network(images):
         return linear(images)[:, :2]
 
-    found = traced(attack, network, labels=1 - labels, targets=labels)
+    found = traced(attack, network, labels=1 - labels, towards=labels)
     np.testing.assert_allclose(found.images, expected, atol=1e-6)
     reached = np.argmax(network(found.images), -1) == labels
     np.testing.assert_array_equal(found.found, reached)
@@ -364,9 +364,9 @@ def test_targeted_optimum_of_a_linear_model(attack):
 def test_targets_matter_among_several_classes():
     attack = PGD(epsilon=0.6, step_size=0.05, steps=40)
     for target in range(3):
-        targets = np.full(COUNT, target)
-        found = traced(attack, linear, labels=(targets + 1) % 3, targets=targets)
-        np.testing.assert_array_equal(np.argmax(linear(found.images), -1), targets)
+        towards = np.full(COUNT, target)
+        found = traced(attack, linear, labels=(towards + 1) % 3, towards=towards)
+        np.testing.assert_array_equal(np.argmax(linear(found.images), -1), towards)
         assert np.all(found.found)
 
 

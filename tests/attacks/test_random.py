@@ -174,12 +174,12 @@ def test_square_replayed_in_numpy(shape, fraction):
 
 
 @pytest.mark.parametrize("reevaluate", [False, True])
-@pytest.mark.parametrize("targets", [None, 1 - LABELS], ids=["untargeted", "targeted"])
-def test_square_finds_the_optimum_of_a_linear_model(targets, reevaluate):
+@pytest.mark.parametrize("towards", [None, 1 - LABELS], ids=["untargeted", "targeted"])
+def test_square_finds_the_optimum_of_a_linear_model(towards, reevaluate):
     # Of the last 300 squares of one pixel each, none tries a given one of the 80 pixels
     # with a probability below 80 * (15 / 16) ** 300 = 3e-7.
     attack = Square(epsilon=0.2, queries=700, reevaluate=reevaluate)
-    outcome = traced(attack, two_classes, targets=targets, seed=SEED)
+    outcome = traced(attack, two_classes, towards=towards, seed=SEED)
     wrong = WEIGHTS[:, 1 - LABELS] - WEIGHTS[:, LABELS]
     optimum = np.clip(IMAGES + 0.2 * np.sign(wrong.T.reshape(IMAGES.shape)), 0, 1)
     np.testing.assert_allclose(outcome.images, optimum, atol=1e-6)

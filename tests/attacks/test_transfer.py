@@ -53,8 +53,8 @@ def refuse(images):
 def test_transfer_between_linear_networks(source, target, targeted):
     inner = PGD(epsilon=0.3, step_size=0.1, steps=6)
     attack = Transfer(attack=inner, source=network(source))
-    targets = 1 - LABELS if targeted else None
-    outcome = attack.run(network(target), IMAGES, LABELS, targets=targets, seed=SEED)
+    towards = 1 - LABELS if targeted else None
+    outcome = attack.run(network(target), IMAGES, LABELS, towards=towards, seed=SEED)
     expected = optimum(source, 0.3)
     np.testing.assert_allclose(outcome.images, expected, atol=1e-6)
     predictions = np.argmax(expected.reshape(-1, 9) @ WEIGHTS[target], -1)
@@ -64,7 +64,7 @@ def test_transfer_between_linear_networks(source, target, targeted):
     assert np.any(of_source != outcome.found)
     np.testing.assert_array_equal(outcome.queries, [1] * 7)
     np.testing.assert_array_equal(outcome.gradients, [6] * 7)
-    images = attack.perturb(network(target), IMAGES, LABELS, targets=targets, seed=SEED)
+    images = attack.perturb(network(target), IMAGES, LABELS, towards=towards, seed=SEED)
     np.testing.assert_array_equal(images, outcome.images)
 
 

@@ -320,8 +320,8 @@ def test_smallest_perturbation_of_a_linear_network(solver, space, targeted):
         query_noise="shared",
     )
     labels = labels_of(linear)
-    targets = 1 - labels if targeted else None
-    outcome = attack(zoo, linear, labels=labels, targets=targets)
+    towards = 1 - labels if targeted else None
+    outcome = attack(zoo, linear, labels=labels, towards=towards)
     assert outcome.found.numpy().all()
     assert (labels_of(linear, outcome.images) == 1 - labels).all()
     normal = WEIGHTS[:, 0] - WEIGHTS[:, 1]
@@ -375,12 +375,12 @@ def test_each_step_draws_its_own_coordinates():
 
 def test_targets_are_reached():
     labels = labels_of(curved)
-    targets = (labels + 1 + np.arange(5) % 2) % 3
+    towards = (labels + 1 + np.arange(5) % 2) % 3
     zoo = dataclasses.replace(QUICK, iterations=300, initial_const=10.0)
     images = IMAGES * 0.2 + 0.4
-    outcome = attack(zoo, curved, images, labels, targets=targets)
-    reached = labels_of(curved, outcome.images) == targets
-    np.testing.assert_array_equal(outcome.found, reached | (targets == labels))
+    outcome = attack(zoo, curved, images, labels, towards=towards)
+    reached = labels_of(curved, outcome.images) == towards
+    np.testing.assert_array_equal(outcome.found, reached | (towards == labels))
     assert reached.sum() >= 3
 
 

@@ -15,7 +15,7 @@ from pni_tf import (
     FixedNoise,
     PNIAdversarialModel,
     certify,
-    freeze_pni,
+    freeze_noise,
     inject_pixeldp,
     inject_pni,
     inject_rse,
@@ -237,7 +237,7 @@ class TestWhatIsCertified:
             model,
             inject_pni(model),
             inject_rse(model),
-            freeze_pni(inject_pixeldp(model), seed=0),
+            freeze_noise(inject_pixeldp(model), seed=0),
             two,
             "model.keras",
         ):

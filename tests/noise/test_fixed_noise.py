@@ -11,11 +11,11 @@ from small_resnet import IMAGES, resnet
 
 from pni_tf import (
     FixedNoise,
-    freeze_pni,
+    freeze_noise,
     fuse_batch_norm,
     inject_pni,
     inject_rse,
-    strip_pni,
+    strip_noise,
 )
 from pni_tf.noise.graph import noise_wrappers
 
@@ -103,9 +103,9 @@ class TestRSE:
         noisy = inject_rse(model, seed=1)
         assert {id(v) for v in model.weights} <= {id(v) for v in noisy.weights}
         np.testing.assert_allclose(
-            strip_pni(noisy)(IMAGES), model(IMAGES), rtol=1e-5, atol=1e-5
+            strip_noise(noisy)(IMAGES), model(IMAGES), rtol=1e-5, atol=1e-5
         )
-        frozen = freeze_pni(noisy, seed=2)
+        frozen = freeze_noise(noisy, seed=2)
         np.testing.assert_array_equal(frozen(IMAGES), frozen(IMAGES))
         assert np.abs(frozen(IMAGES) - model(IMAGES)).max() > 1e-3
 

@@ -13,7 +13,7 @@ from converted_models import (
 )
 from keras import layers as kl
 
-from pni_tf import alphas, freeze_pni, inject_pni, strip_pni
+from pni_tf import alphas, freeze_noise, inject_pni, strip_noise
 from pni_tf.noise.layers import NoiseWrapper
 
 
@@ -22,7 +22,7 @@ def test_freeze_is_deterministic_and_a_copy(make, count):
     images = images_of((6, 6, 3))
     noisy = inject_pni(make(), seed=1, initial_alpha=1.0)
     before = [v.numpy() for v in noisy.variables]
-    frozen = freeze_pni(noisy, 1)
+    frozen = freeze_noise(noisy, 1)
     for variable, value in zip(noisy.variables, before, strict=True):
         np.testing.assert_array_equal(variable, value)
     assert not {id(v) for v in frozen.variables} & {id(v) for v in noisy.variables}
@@ -30,13 +30,13 @@ def test_freeze_is_deterministic_and_a_copy(make, count):
 
     outputs = frozen(images)
     np.testing.assert_array_equal(frozen(images), outputs)
-    np.testing.assert_array_equal(freeze_pni(noisy, 1)(images), outputs)
-    others = [freeze_pni(noisy, 2), strip_pni(noisy), noisy]
+    np.testing.assert_array_equal(freeze_noise(noisy, 1)(images), outputs)
+    others = [freeze_noise(noisy, 2), strip_noise(noisy), noisy]
     assert not any(np.allclose(other(images), outputs) for other in others)
 
     moved = [
         (ours.numpy(), theirs.numpy())
-        for ours, theirs in zip(frozen.weights, strip_pni(noisy).weights, strict=True)
+        for ours, theirs in zip(frozen.weights, strip_noise(noisy).weights, strict=True)
         if np.any(ours.numpy() != theirs.numpy())
     ]
     assert len(moved) == count  # every kernel, and nothing but kernels
@@ -53,8 +53,8 @@ def test_a_layer_in_two_places_gets_its_noise_once(make):
     )
     once.set_weights(shared.get_weights())
     for ours, theirs in zip(
-        freeze_pni(inject_pni(shared), 5).get_weights(),
-        freeze_pni(inject_pni(once), 5).get_weights(),
+        freeze_noise(inject_pni(shared), 5).get_weights(),
+        freeze_noise(inject_pni(once), 5).get_weights(),
         strict=True,
     ):
         np.testing.assert_array_equal(ours, theirs)
@@ -71,7 +71,7 @@ def test_freeze_adds_alpha_sigma_normal_to_the_kernels(granularity):
 
     def noise(scale):
         alpha.assign(scale * values)
-        return freeze_pni(noisy, 7).layers[0].kernel.numpy() - clean
+        return freeze_noise(noisy, 7).layers[0].kernel.numpy() - clean
 
     z = noise(1.0) / (values * sigma)
     np.testing.assert_allclose(noise(2.0) / (2 * values * sigma), z, atol=1e-3)
@@ -89,7 +89,7 @@ def test_frozen_activation_noise():
     noisy = inject_pni(source, "a-a", sigma_over="example", granularity="elementwise")
     (alpha,) = noisy.layers[0].alphas
     alpha.assign([0.0, 0.2, 0.3, 0.4, 0.5])
-    frozen, clean = freeze_pni(noisy, 3), source(images).numpy()
+    frozen, clean = freeze_noise(noisy, 3), source(images).numpy()
     outputs = frozen(images).numpy()
     sigma = clean.std(1, ddof=1, keepdims=True)
     noise = (outputs - clean) / sigma
@@ -98,12 +98,12 @@ def test_frozen_activation_noise():
     np.testing.assert_array_equal(noise[:, 0], 0)
     np.testing.assert_array_equal(frozen(images), outputs)
     np.testing.assert_allclose(frozen(images[2:3]), outputs[2:3], rtol=1e-5)
-    np.testing.assert_array_equal(strip_pni(frozen)(images), clean)
+    np.testing.assert_array_equal(strip_noise(frozen)(images), clean)
 
     alpha.assign(2 * alpha)
-    doubled = (freeze_pni(noisy, 3)(images) - clean) / sigma
+    doubled = (freeze_noise(noisy, 3)(images) - clean) / sigma
     np.testing.assert_allclose(doubled, 2 * noise, rtol=1e-3, atol=1e-6)
-    other = (freeze_pni(noisy, 4)(images) - clean) / sigma
+    other = (freeze_noise(noisy, 4)(images) - clean) / sigma
     assert not np.any(np.isclose(other, doubled)[:, 1:])
 
 
@@ -111,11 +111,11 @@ def test_frozen_activation_noise():
 def test_freeze_of_other_locations(location):
     source, images = network(), images_of((6, 6, 3))
     noisy = inject_pni(source, location, sigma_over="example", initial_alpha=0.7)
-    frozen = freeze_pni(noisy, 1)
+    frozen = freeze_noise(noisy, 1)
     outputs = frozen(images)
     np.testing.assert_array_equal(frozen(images), outputs)
     np.testing.assert_allclose(frozen(images[1:2]), outputs[1:2], rtol=1e-4, atol=1e-5)
-    assert not np.any(np.equal(freeze_pni(noisy, 2)(images), outputs))
+    assert not np.any(np.equal(freeze_noise(noisy, 2)(images), outputs))
     assert set(alphas(frozen).values()) == {np.float32(0.7)}
     kept = [key for key in alphas(noisy) if "." in key]  # weight noise is baked in
     assert list(alphas(frozen)) == kept

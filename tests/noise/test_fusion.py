@@ -14,7 +14,7 @@ from pni_tf import (
     build_model,
     fuse_batch_norm,
     inject_pni,
-    strip_pni,
+    strip_noise,
 )
 from pni_tf.noise.fusion import FusedBatchNormalization
 from pni_tf.noise.graph import noise_wrappers
@@ -471,7 +471,7 @@ def test_compiled_model_with_a_loss_that_keras_cannot_copy():
     model.compile(loss=lambda labels, logits: tf.reduce_mean(logits))
     fused = assert_same(model)
     assert model.compiled and not fused.compiled
-    assert not strip_pni(model).compiled
+    assert not strip_noise(model).compiled
 
 
 def test_structured_inputs_and_outputs():

@@ -1,6 +1,6 @@
 """Conversion of whole models: where the noise goes, and what is shared.
 
-`test_freeze.py` has the tests of `freeze_pni`, and `test_injection_errors.py` those of
+`test_freeze.py` has the tests of `freeze_noise`, and `test_injection_errors.py` those of
 what is refused.
 """
 
@@ -16,7 +16,7 @@ from converted_models import (
 )
 from keras import layers as kl
 
-from pni_tf import PNIWeight, alphas, freeze_pni, inject_pni, strip_pni
+from pni_tf import PNIWeight, alphas, freeze_noise, inject_pni, strip_noise
 from pni_tf.noise import graph
 
 # Location, and what `alphas` lists for `network`.
@@ -80,9 +80,9 @@ def test_views_share_their_variables_and_strip_gives_the_stock_model(make, count
     assert {id(v) for v in source.weights} < {id(v) for v in noisy.weights}
     assert not np.allclose(noisy(images), noisy(images))
 
-    stripped = strip_pni(noisy)
+    stripped = strip_noise(noisy)
     assert [id(v) for v in stripped.weights] == [id(v) for v in source.weights]
-    for view in (stripped, strip_pni(source), inject_pni(source, "none")):
+    for view in (stripped, strip_noise(source), inject_pni(source, "none")):
         np.testing.assert_array_equal(view(images), expected)
     np.testing.assert_array_equal(
         inject_pni(source, initial_alpha=0.0)(images), expected
@@ -92,7 +92,7 @@ def test_views_share_their_variables_and_strip_gives_the_stock_model(make, count
 def test_training_one_view_trains_the_others():
     source = network()
     noisy = inject_pni(source)
-    stripped = strip_pni(noisy)
+    stripped = strip_noise(noisy)
     assert stripped.get_layer("conv1") is source.get_layer("conv1")
     before = source.get_weights()
     noisy.compile("sgd", "mse")
@@ -136,12 +136,12 @@ def test_structure_of_inputs_and_outputs_is_kept():
     values = {name: images_of((4,), seed=len(name)) for name in inputs}
     expected = source(values)
     noisy = inject_pni(source, initial_alpha=1.0)
-    for view, same in ((noisy, False), (strip_pni(noisy), True)):
+    for view, same in ((noisy, False), (strip_noise(noisy), True)):
         outputs = view(values)
         assert outputs.keys() == expected.keys()
         for name, output in outputs.items():
             assert np.array_equal(output, expected[name]) == same
-    assert freeze_pni(noisy, 1)(values).keys() == expected.keys()
+    assert freeze_noise(noisy, 1)(values).keys() == expected.keys()
 
 
 @pytest.mark.parametrize("location", ["w", "a-b"])
@@ -157,7 +157,13 @@ def test_masks_survive_conversion(location, tmp_path):
     noisy = inject_pni(source, location, initial_alpha=0.0)
     noisy.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
-    views = [noisy, loaded, strip_pni(noisy), strip_pni(loaded), freeze_pni(noisy, 1)]
+    views = [
+        noisy,
+        loaded,
+        strip_noise(noisy),
+        strip_noise(loaded),
+        freeze_noise(noisy, 1),
+    ]
     for view in views:
         np.testing.assert_allclose(view(padded), source(words), rtol=1e-5, atol=1e-6)
 
@@ -207,7 +213,7 @@ def test_network_of_keras_applications(tmp_path):
     noisy = inject_pni(source, seed=1)
     assert len(alphas(noisy)) == len(kernels) == 53
     expected = source(images)
-    np.testing.assert_array_equal(strip_pni(noisy)(images), expected)
+    np.testing.assert_array_equal(strip_noise(noisy)(images), expected)
     assert not np.any(np.equal(noisy(images), expected))
     noisy.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")

@@ -4,7 +4,7 @@ import keras
 import pytest
 from keras import layers as kl
 
-from pni_tf import PNIOutput, PNIWeight, freeze_pni, inject_pni, strip_pni
+from pni_tf import PNIOutput, PNIWeight, freeze_noise, inject_pni, strip_noise
 
 
 def functional(layer, shape=(6, 4), call=lambda layer, values: layer(values)):
@@ -46,7 +46,7 @@ HIDDEN_NOISE = {
             lambda: inject_pni(dense()),
             {},
             ValueError,
-            "already has noise, at layer 'fc_pni_weight'. Call `strip_pni`",
+            "already has noise, at layer 'fc_pni_weight'. Call `strip_noise`",
         ),
         (
             lambda: functional(kl.TimeDistributed(PNIWeight(kl.Dense(2)), name="td")),
@@ -114,7 +114,7 @@ def test_inject_refuses(make, arguments, error, message):
         inject_pni(make(), **arguments)
 
 
-@pytest.mark.parametrize("convert", [strip_pni, lambda model: freeze_pni(model, 0)])
+@pytest.mark.parametrize("convert", [strip_noise, lambda model: freeze_noise(model, 0)])
 @pytest.mark.parametrize("name", HIDDEN_NOISE)
 def test_noise_that_cannot_be_reached_is_named(convert, name):
     model = keras.Sequential([keras.Input((3, 4)), HIDDEN_NOISE[name]()])
@@ -122,7 +122,7 @@ def test_noise_that_cannot_be_reached_is_named(convert, name):
         convert(model)
 
 
-@pytest.mark.parametrize("convert", [strip_pni, lambda model: freeze_pni(model, 0)])
+@pytest.mark.parametrize("convert", [strip_noise, lambda model: freeze_noise(model, 0)])
 def test_a_subclassed_model_has_no_graph_to_convert(convert):
     with pytest.raises(TypeError, match="Functional or Sequential"):
         convert(Subclassed())

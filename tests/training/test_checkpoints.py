@@ -74,7 +74,7 @@ def run(folder, *callbacks, seed=0, validation=True, **kwargs):
             "validation_steps": 1,
         }
     with checkpoint.stopping_on(signal.SIGTERM):
-        checkpoint.fit(
+        checkpoint.resume_fit(
             trainer,
             batches,
             epochs=EPOCHS,

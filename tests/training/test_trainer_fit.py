@@ -14,7 +14,7 @@ import pytest
 import tensorflow as tf
 from keras import layers as kl
 
-from pni_tf import FGSM, PGD, Attack, PNIAdversarialModel, inject_pni, strip_pni
+from pni_tf import FGSM, PGD, Attack, PNIAdversarialModel, inject_pni, strip_noise
 from pni_tf.attacks import Outcome
 from pni_tf.noise.graph import noise_wrappers
 
@@ -34,7 +34,7 @@ class Negative(Attack):
 
     traces: list = dataclasses.field(default_factory=list)
 
-    def run(self, logits_fn, images, labels, *, targets=None, seed=None):
+    def run(self, logits_fn, images, labels, *, towards=None, seed=None):
         self.traces.append(images.shape)
         return Outcome(1.0 - images, None, None, None)
 
@@ -211,7 +211,7 @@ class SeedRecorder(Attack):
 
     seeds: list = dataclasses.field(default_factory=list)
 
-    def run(self, logits_fn, images, labels, *, targets=None, seed=None):
+    def run(self, logits_fn, images, labels, *, towards=None, seed=None):
         tf.numpy_function(lambda s: self.seeds.append(tuple(s.tolist())), [seed], [])
         return Outcome(images, None, None, None)
 
@@ -237,7 +237,7 @@ def test_random_starts_follow_the_seed():
 
 def test_evaluation_leaves_batch_statistics_alone():
     """Without the noise, whose generators may go on."""
-    network = strip_pni(noisy_model())
+    network = strip_noise(noisy_model())
     trainer = compiled(network, attack=ATTACK, eager=True)
     fit(trainer)
     before = network.get_weights()

@@ -33,7 +33,7 @@ class Recorder(Attack):
 
     calls: list = dataclasses.field(default_factory=list)
 
-    def run(self, logits_fn, images, labels, *, targets=None, seed=None):
+    def run(self, logits_fn, images, labels, *, towards=None, seed=None):
         logits = [logits_fn(images).numpy() for _ in range(3)]
         self.calls.append((labels.numpy(), logits))
         return Outcome(1.0 - images, None, None, None)

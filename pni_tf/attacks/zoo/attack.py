@@ -16,7 +16,7 @@ from pni_tf.attacks.bookkeeping import (
     scatter,
 )
 from pni_tf.attacks.draws import draws_of
-from pni_tf.attacks.goals import checked
+from pni_tf.attacks.goals import prepare
 from pni_tf.attacks.zoo.coordinates import SPACES, Grid, Modifier, importance, sample
 from pni_tf.attacks.zoo.queries import ask_each, ask_needed, ask_together
 from pni_tf.checks import check_choice, check_number
@@ -162,8 +162,8 @@ class ZOO(Attack):
             received = ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
             raise ValueError(f"`{names[0]}` {message}. Received: {received}")
 
-    def run(self, logits_fn, images, labels, *, targets=None, seed=None):
-        images, goal = checked(images, labels, targets)
+    def run(self, logits_fn, images, labels, *, towards=None, seed=None):
+        images, goal = prepare(images, labels, towards)
         grids = Grid.stages(images.shape, self.attack_size, len(self.upscale_at))
         seed = make_seed(seed)
 
