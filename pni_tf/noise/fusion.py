@@ -11,7 +11,7 @@ import collections
 import keras
 import tensorflow as tf
 
-from pni_tf.noise.formula import alpha_shape
+from pni_tf.noise.formula import alpha_shape, output_channel_axes
 from pni_tf.noise.graph import (
     call_layer,
     is_convertible,
@@ -19,7 +19,7 @@ from pni_tf.noise.graph import (
     rebuild,
     wrappers_of,
 )
-from pni_tf.noise.layers import FixedNoise, PNIInput, PNIWeight, output_channel_axes
+from pni_tf.noise.layers import FixedNoise, PNIInput, PNIWeight
 
 # Only these very classes: a subclass may compute something else.
 _FOLDABLE = (
@@ -293,6 +293,5 @@ def _is_foldable(layer, norm=None):
 
 def _is_before_the_kernel(wrapper):
     """Whether the noise of a wrapper is on the kernel or the input of its layer."""
-    if type(wrapper) is FixedNoise:
-        return wrapper.position == "input"
-    return type(wrapper) in (PNIWeight, PNIInput)
+    known = type(wrapper) in (PNIWeight, PNIInput, FixedNoise)
+    return known and wrapper.position != "output"
