@@ -190,7 +190,7 @@ class PNIWeight(ParametricNoiseWrapper):
                 f"{[w.name for w in self.layer.weights]}"
             )
         names = [kernel.name for kernel in self.kernels]
-        if len(set(names)) < len(names):  # both directions of `Bidirectional`
+        if len(set(names)) < len(names):  # `Bidirectional` has each name twice.
             paths = [kernel.path for kernel in self.kernels]
             common = os.path.commonpath(map(os.path.dirname, paths))
             names = [
