@@ -235,7 +235,7 @@ def _load_tfds(name, data_dir, download):
             builder.download_and_prepare(download_config=no_gcs)
         except Exception as error:
             raise FileNotFoundError(
-                f"No prepared dataset in {folder}, and to download it there failed: "
+                f"No prepared dataset in {folder}, and downloading it there failed: "
                 f"{error!r}. {remedy}"
             ) from error
     try:

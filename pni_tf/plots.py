@@ -29,7 +29,7 @@ def plot_alphas(alphas: dict[str, list[float]], *, title: str = "") -> Figure:
             linewidth=2 if name in named else 1,
         )
     axes.set(xlabel="epoch", ylabel=r"$|\alpha|$", title=title)
-    axes.update_datalim([(1, 0)])  # the margin at the top is in units of the whole axis
+    axes.update_datalim([(1, 0)])  # The margin at the top is a share of the whole axis.
     axes.autoscale_view()
     axes.set_ylim(bottom=0)
     axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, min_n_ticks=1))
@@ -69,7 +69,7 @@ def plot_adversarial_examples(
         "adversarial": adversarial,
         f"perturbation\n× {0.5 / max(epsilon, 1e-12):.3g}": magnified,
     }
-    width = max(1.4 * count + 0.6, 4)  # room for the title above one image
+    width = max(1.4 * count + 0.6, 4)  # One image needs room for the title, too.
     figure = Figure(figsize=(width, 5), layout="constrained")
     grid = figure.subplots(len(rows), count, squeeze=False)
     for axes_of_row, (name, row) in zip(grid, rows.items(), strict=True):

@@ -14,14 +14,22 @@ from pni_tf.attacks.base import (
     make_seed,
     per_example,
 )
-from pni_tf.attacks.bookkeeping import Best, gather, rows_of, scatter
+from pni_tf.attacks.bookkeeping import (
+    Best,
+    gather,
+    going,
+    repeat,
+    rows_of,
+    scatter,
+    searched,
+)
 from pni_tf.attacks.draws import draws_of, value_and_gradient
 from pni_tf.attacks.goals import Goal, prepare
 from pni_tf.attacks.norms import NORMS
 from pni_tf.checks import check_choice, check_number
 
 LOSSES = ("ce", "dlr", "dlr-targeted")
-_MOMENTUM = 0.75  # share of the new step; the rest goes to the previous move
+_MOMENTUM = 0.75  # The share of the new step; the previous move has the rest.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -108,37 +116,27 @@ class APGD(Attack):
             runs *= classes
 
         def one(i, best, gradients):
-            rows = tf.range(tf.shape(images, tf.int64)[0])
-            if self.early_stop:
-                rows = rows_of(~best.fooled)
-            part, count = gather((best, gradients), rows)
-            some, ascended = goal.take(rows), goal.take(rows)
+            rows = searched(best, self.early_stop)
+            state = (best, gradients)
+            (part, count), image = gather((state, images), rows)
+            some = ascended = goal.take(rows)
             if order is not None:
                 ascended = Goal(some.labels, tf.gather(order, rows)[:, i % classes])
-            found, count = self._once(
-                logits_fn, some, ascended, tf.gather(images, rows), fold_in(seed, i)
+            found, spent = self._once(
+                logits_fn, some, ascended, image, fold_in(seed, i)
             )
-            part = part.update(
-                found.images, tf.cast(found.fooled, tf.float32), found.loss
-            )
-            gradients = tf.tensor_scatter_nd_add(gradients, rows[:, None], count)
-            return i + 1, scatter(best, rows, part), gradients
+            share = tf.cast(found.fooled, tf.float32)
+            part = part.update(found.images, share, found.loss)
+            return scatter(state, rows, (part, count + spent))
 
-        _, best, gradients = tf.while_loop(
-            lambda i, best, _: (
-                (i < runs)
-                & ~(tf.constant(self.early_stop) & tf.reduce_all(best.fooled))
-            ),
+        best, gradients = repeat(
+            runs,
             one,
-            (tf.constant(0), Best.none(images), constant_count(images, 0)),
-            parallel_iterations=1,
+            (Best.none(images), constant_count(images, 0)),
+            lambda best, _: going(best, self.early_stop),
         )
-        return Outcome(
-            best.images,
-            best.fooled,
-            constant_count(images, queries),
-            gradients * draws,
-        )
+        queries = constant_count(images, queries)
+        return Outcome(best.images, best.fooled, queries, gradients * draws)
 
     def _once(self, logits_fn, goal, ascended, images, seed):
         """Makes one run: returns its best points and the gradients spent on each."""
@@ -159,17 +157,15 @@ class APGD(Attack):
         loss, share, gradient = evaluate(goal, ascended, start)
         best = Best.none(start).update(start, share, loss)
         state = _State.start(start, loss, gradient, 2 * self.epsilon)
-        going = ~(best.fooled & self.early_stop)
+        running = ~(best.fooled & self.early_stop)
 
-        def step(i, state, best, going, count):
-            rows = rows_of(going)
+        def step(i, state, best, running, count):
+            i += 1  # The reference counts its steps from 1.
+            rows = rows_of(running)
             now, part, spent, image = gather((state, best, count, images), rows)
-            move = norm.clip(
-                image,
-                now.point
-                + per_example(now.step, image) * norm.ascent_direction(now.gradient),
-                self.epsilon,
-            )
+            ascent = norm.ascent_direction(now.gradient)
+            move = now.point + per_example(now.step, image) * ascent
+            move = norm.clip(image, move, self.epsilon)
             inertia = tf.where(i == 1, 1.0, _MOMENTUM)
             point = now.point + inertia * (move - now.point)
             point += (1 - inertia) * (now.point - now.previous)
@@ -187,13 +183,13 @@ class APGD(Attack):
             state, best, count = scatter(
                 (state, best, count), rows, (now, part, spent + 1)
             )
-            return i + 1, state, best, ~(best.fooled & self.early_stop), count
+            return state, best, ~(best.fooled & self.early_stop), count
 
-        _, _, best, _, count = tf.while_loop(
-            lambda i, state, best, going, _: (i <= self.steps) & tf.reduce_any(going),
+        _, best, _, count = repeat(
+            self.steps,
             step,
-            (tf.constant(1), state, best, going, constant_count(images, 1)),
-            parallel_iterations=1,
+            (state, best, running, constant_count(images, 1)),
+            lambda state, best, running, _: tf.reduce_any(running),
         )
         return best, count
 
@@ -221,12 +217,12 @@ class _State(NamedTuple):
     gradient: tf.Tensor
     loss: tf.Tensor
     step: tf.Tensor
-    raised: tf.Tensor  # steps since the last checkpoint that raised the loss
-    # By loss alone: the ascent goes on from here, whatever fools the network.
+    raised: tf.Tensor  # How many steps since the last checkpoint raised the loss.
+    # The top is by loss alone: the ascent goes on from there, whatever fools.
     top_point: tf.Tensor
     top_gradient: tf.Tensor
     top_loss: tf.Tensor
-    top_loss_before: tf.Tensor  # at the last checkpoint
+    top_loss_before: tf.Tensor  # That of the last checkpoint.
     just_halved: tf.Tensor
 
     @classmethod

@@ -1,4 +1,4 @@
-"""What every attack shares: the contract, averages over draws, gradients."""
+"""What every attack shares: the contract, settings in and an `Outcome` out."""
 
 import abc
 import dataclasses

@@ -1,14 +1,15 @@
 """The best point so far, the constant to try next, and who still runs."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import tensorflow as tf
 
 from pni_tf.attacks.base import per_example
-from pni_tf.attacks.draws import LogitsFn, expected_loss
+from pni_tf.attacks.draws import LogitsFn, LossFn, expected_loss
 from pni_tf.attacks.goals import Goal
 
-_LARGEST_CONSTANT = 1e10  # an infinite constant would make a loss of NaN
+_LARGEST_CONSTANT = 1e10  # An infinite one would make the loss NaN.
 
 
 class Best(NamedTuple):
@@ -72,11 +73,43 @@ def scatter(structure, rows: tf.Tensor, updates):
     )
 
 
-def judge(logits_fn: LogitsFn, goal: Goal, images: tf.Tensor):
-    """Returns the mean margin `[N]`, and the share of the draws that are fooled."""
+def judge(
+    logits_fn: LogitsFn, goal: Goal, images: tf.Tensor, loss_fn: LossFn | None = None
+):
+    """Returns the mean loss `[N]`, and the share of the draws that are fooled.
+
+    The loss is the margin, unless another one is given.
+    """
+    loss_fn = loss_fn or goal.margin
     return expected_loss(
-        logits_fn, lambda logits: [goal.margin(logits), goal.fooled(logits)], images
+        logits_fn, lambda logits: [loss_fn(logits), goal.fooled(logits)], images
     )
+
+
+def repeat(
+    count: tf.Tensor | int,
+    step: Callable[..., tuple],
+    state: tuple,
+    going: Callable[..., tf.Tensor] = lambda *state: tf.constant(True),
+) -> tuple:
+    """Returns the state after `count` steps, or fewer once `going(*state)` is false.
+
+    A `tf.while_loop` keeps the graph small for any number of steps. A random network
+    must see the steps in order, hence one iteration at a time.
+
+    Args:
+        count: Most steps.
+        step: Called with the number of the step, from 0, and the entries of the state;
+            returns those of the next.
+        state: The first state.
+        going: Called with the entries of the state.
+    """
+    return tf.while_loop(
+        lambda i, *state: (i < count) & going(*state),
+        lambda i, *state: (i + 1, *step(i, *state)),
+        (tf.constant(0), *state),
+        parallel_iterations=1,
+    )[1:]
 
 
 def searched(best: Best, early_stop: bool) -> tf.Tensor:
@@ -138,11 +171,17 @@ class BinarySearch(NamedTuple):
         c = tf.where(tf.math.is_finite(upper), (lower + upper) / 2.0, larger)
         return BinarySearch(lower, upper, c)
 
-    def at_upper(self) -> "BinarySearch":
-        """Tries the upper bound again where there is one: for the last of many steps.
+    def before(self, step: tf.Tensor, steps: int) -> "BinarySearch":
+        """Returns the search for one of `steps`: the last of ten tries the upper bound.
 
         After many halvings the middle is likely to fail, the upper bound to succeed.
         """
+        if steps < 10:
+            return self
+        return tf.cond(step + 1 == steps, self.at_upper, lambda: self)
+
+    def at_upper(self) -> "BinarySearch":
+        """Tries the upper bound again, where there is one."""
         c = tf.where(tf.math.is_finite(self.upper), self.upper, self.c)
         return BinarySearch(self.lower, self.upper, c)
 
@@ -203,7 +242,7 @@ class Verdict(NamedTuple):
 
     def accepts(self, fooled_share: tf.Tensor) -> tf.Tensor:
         """Returns bool `[N]`: enough of the draws are fooled."""
-        return fooled_share >= self.agreement - 1e-6  # a mean of draws is rounded
+        return fooled_share >= self.agreement - 1e-6  # A mean of draws is rounded.
 
     def confirm(
         self, logits_fn: LogitsFn, goal: Goal, points: tf.Tensor, claimed: tf.Tensor

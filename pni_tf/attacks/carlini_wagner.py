@@ -10,6 +10,7 @@ from pni_tf.attacks.bookkeeping import (
     Smallest,
     Verdict,
     gather,
+    repeat,
     rows_of,
     scatter,
 )
@@ -17,8 +18,8 @@ from pni_tf.attacks.draws import draws_of, value_and_gradient
 from pni_tf.attacks.goals import prepare
 from pni_tf.checks import check_number
 
-_INSIDE = 0.999999  # keeps arctanh finite at black and white pixels
-_BETA_1, _BETA_2, _TINY = 0.9, 0.999, 1e-8  # Adam's
+_INSIDE = 0.999999  # It keeps arctanh finite at black and white pixels.
+_BETA_1, _BETA_2, _TINY = 0.9, 0.999, 1e-8  # These are Adam's.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,35 +79,24 @@ class CarliniWagnerL2(Attack):
             "binary_search_steps", self.binary_search_steps, minimum=1, integer=True
         )
         check_number("initial_const", self.initial_const, minimum=0)
-        if not 0 < self.agreement <= 1:
-            raise ValueError(
-                "`agreement` is a share of the draws, in (0, 1]. "
-                f"Received: agreement={self.agreement!r}"
-            )
+        check_number("agreement", self.agreement, above=0, maximum=1)
 
     def run(self, logits_fn, images, labels, *, towards=None, seed=None):
         images, goal = prepare(images, labels, towards)
 
         def search_step(i, search, best, queries, gradients):
-            if self.binary_search_steps >= 10:
-                last = i == self.binary_search_steps - 1
-                search = tf.cond(last, search.at_upper, lambda: search)
+            search = search.before(i, self.binary_search_steps)
             best, succeeded, *costs = self._minimise(
                 logits_fn, goal, images, search.c, best, [queries, gradients]
             )
-            return i + 1, search.update(succeeded), best, *costs
+            return search.update(succeeded), best, *costs
 
-        _, _, best, queries, gradients = tf.while_loop(
-            lambda i, *_: i < self.binary_search_steps,
+        search = BinarySearch.start(tf.shape(images)[0], self.initial_const)
+        none = constant_count(images, 0)
+        _, best, queries, gradients = repeat(
+            self.binary_search_steps,
             search_step,
-            (
-                tf.constant(0),
-                BinarySearch.start(tf.shape(images)[0], self.initial_const),
-                Smallest.none(images),
-                constant_count(images, 0),
-                constant_count(images, 0),
-            ),
-            parallel_iterations=1,
+            (search, Smallest.none(images), none, none),
         )
         draws = draws_of(logits_fn)
         return Outcome(best.images, best.found, queries * draws, gradients * draws)
@@ -160,7 +150,7 @@ class CarliniWagnerL2(Attack):
                 "queries": queries,
                 "gradients": now["gradients"] + 1,
             }
-            return i + 1, scatter(state, rows, after)
+            return (scatter(state, rows, after),)
 
         count = tf.shape(images)[:1]
         start = {
@@ -174,11 +164,8 @@ class CarliniWagnerL2(Attack):
             "queries": costs[0],
             "gradients": costs[1],
         }
-        _, end = tf.while_loop(
-            lambda i, state: (i < self.steps) & tf.reduce_any(state["going"]),
-            step,
-            (tf.constant(0), start),
-            parallel_iterations=1,
+        (end,) = repeat(
+            self.steps, step, (start,), lambda state: tf.reduce_any(state["going"])
         )
         return end["best"], end["succeeded"], end["queries"], end["gradients"]
 

@@ -12,7 +12,7 @@ LogitsFn = Callable[[tf.Tensor], tf.Tensor]
 LossFn = Callable[[tf.Tensor], Any]
 # Input gradients are small; in float16 they would vanish without a scale.
 _FLOAT16_LOSS_SCALE = 1024.0
-_DEAD = 1e-10  # below this, float32 steps of an optimiser go nowhere
+_DEAD = 1e-10  # Below this, float32 steps of an optimiser go nowhere.
 
 
 class ExpectationOverNoise:

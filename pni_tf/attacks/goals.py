@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from pni_tf.checks import validate_images, validate_labels
 
-_NEVER = -1e9  # takes a class out of a maximum, and stays finite in float32
+_NEVER = -1e9  # It takes a class out of a maximum, and stays finite in float32.
 
 
 class Goal(NamedTuple):
@@ -31,7 +31,7 @@ class Goal(NamedTuple):
 
     def _check_classes(self, logits):
         if not tf.executing_eagerly():
-            return  # a graph knows no values
+            return  # A graph has no values to check.
         for name, classes in self._asdict().items():
             if classes is not None:
                 validate_labels(classes, logits.shape[-1], name=name)
@@ -58,7 +58,7 @@ class Goal(NamedTuple):
         return tf.cast(predictions == self.towards, tf.float32)
 
     def cross_entropy(self, logits: tf.Tensor) -> tf.Tensor:
-        """Returns the cross-entropy of the labels, or minus that of the classes to reach."""
+        """Returns the cross-entropy of the labels, or minus that of `towards`."""
         self._check_classes(logits)
         if self.towards is None:
             return _cross_entropy(self.labels, logits)
@@ -67,7 +67,7 @@ class Goal(NamedTuple):
     def margin(self, logits: tf.Tensor) -> tf.Tensor:
         """Returns by how much the best other logit exceeds that of the label.
 
-        For a targeted goal: by how much the target's logit exceeds the best other one.
+        For a targeted goal: by how much the logit of its class exceeds the best other.
         Positive means fooled. The margin of log-probabilities is the same number.
         """
         self._check_classes(logits)
@@ -96,33 +96,32 @@ def prepare(images, labels, towards=None) -> tuple[tf.Tensor, Goal]:
     In a traced function only types and ranks are known; else values are checked too.
 
     Raises:
-        ValueError: If the images are no floats `[N, H, W, C]` in `[0, 1]`, or the
-            labels or `towards` no integers `[N]`.
+        ValueError: If the images are not floats `[N, H, W, C]` in `[0, 1]`, or the
+            labels or `towards` not integers `[N]`.
     """
     if tf.executing_eagerly():
         found = validate_images(images)
-        images = images if tf.is_tensor(images) else found  # a tape may watch a tensor
+        # A tape may watch the tensor that was given, so that one is used.
+        images = images if tf.is_tensor(images) else found
         labels = validate_labels(labels, None, num_examples=len(images))
         if towards is not None:
             towards = validate_labels(
                 towards, None, num_examples=len(images), name="towards"
             )
-    for name, values, rank in (
-        ("images", images, 4),
-        ("labels", labels, 1),
-        ("towards", towards, 1),
-    ):
-        if values is None and name == "towards":
-            continue
-        values = tf.convert_to_tensor(values)
-        known = values.dtype.is_floating if rank == 4 else values.dtype.is_integer
-        if not known or values.shape.rank not in (None, rank):
-            wanted = "floats [N, H, W, C]" if rank == 4 else "integers [N]"
-            raise ValueError(
-                f"`{name}` must be {wanted}. "
-                f"Received: {values.dtype.name} {values.shape}"
-            )
+    _check_kind("images", images, 4, "floats [N, H, W, C]")
+    _check_kind("labels", labels, 1, "integers [N]")
+    if towards is not None:
+        _check_kind("towards", towards, 1, "integers [N]")
     return tf.cast(images, tf.float32), Goal.of(labels, towards)
+
+
+def _check_kind(name, values, rank, wanted):
+    values = tf.convert_to_tensor(values)
+    right = values.dtype.is_floating if rank == 4 else values.dtype.is_integer
+    if not right or values.shape.rank not in (None, rank):
+        raise ValueError(
+            f"`{name}` must be {wanted}. Received: {values.dtype.name} {values.shape}"
+        )
 
 
 def cross_entropy(labels: tf.Tensor):

@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-_TINY = 1e-12  # keeps the normalisation of a zero gradient finite
+_TINY = 1e-12  # It keeps the normalisation of a zero gradient finite.
 
 
 class _Norm:

@@ -12,8 +12,17 @@ from pni_tf.attacks.base import (
     make_seed,
     per_example,
 )
-from pni_tf.attacks.bookkeeping import Best, gather, rows_of, scatter
-from pni_tf.attacks.draws import draws_of, expected_loss, value_and_gradient
+from pni_tf.attacks.bookkeeping import (
+    Best,
+    gather,
+    going,
+    judge,
+    repeat,
+    rows_of,
+    scatter,
+    searched,
+)
+from pni_tf.attacks.draws import draws_of, value_and_gradient
 from pni_tf.attacks.goals import prepare
 from pni_tf.attacks.norms import NORMS
 from pni_tf.checks import check_choice, check_number
@@ -84,7 +93,7 @@ class PGD(Attack):
         gradients = constant_count(images, 0)
         if self.restarts == 1:
             found, gradients = self._once(logits_fn, goal, images, seed, gradients)
-            loss, share = _judge(logits_fn, goal, found)
+            loss, share = judge(logits_fn, goal, found, goal.cross_entropy)
             best = Best(found, share > 0.5, loss)
             queries = constant_count(images, draws)
         else:
@@ -93,44 +102,34 @@ class PGD(Attack):
 
     def perturb(self, logits_fn, images, labels, *, towards=None, seed=None):
         if self.restarts > 1 or self.early_stop:
-            return self.run(
+            return super().perturb(
                 logits_fn, images, labels, towards=towards, seed=seed
-            ).images
+            )
         # Without the verdict of `run`, which costs a forward pass.
         images, goal = prepare(images, labels, towards)
         return self._ascend(logits_fn, goal, images, self._start(images, seed))
 
     def _restarts(self, logits_fn, goal, images, seed):
-        draws = draws_of(logits_fn)
+        draws, none = draws_of(logits_fn), constant_count(images, 0)
 
         def restart(i, best, queries, gradients):
             # The first run is that of `restarts=1`, so more restarts never do worse.
             fresh = tf.cond(i == 0, lambda: seed, lambda: fold_in(seed, i))
-            rows = tf.range(tf.shape(images, tf.int64)[0])
-            if self.early_stop:
-                rows = rows_of(~best.fooled)
-            part, counts = gather((best, gradients), rows)
+            rows = searched(best, self.early_stop)
+            state = (best, queries, gradients)
+            (part, asked, count), image = gather((state, images), rows)
             some = goal.take(rows)
-            found, counts = self._once(
-                logits_fn, some, tf.gather(images, rows), fresh, counts
-            )
-            loss, share = _judge(logits_fn, some, found)
+            found, count = self._once(logits_fn, some, image, fresh, count)
+            loss, share = judge(logits_fn, some, found, some.cross_entropy)
             part = part.update(found, share, loss)
-            asked = tf.gather(queries, rows) + draws
-            return i + 1, *scatter(
-                (best, queries, gradients), rows, (part, asked, counts)
-            )
+            return scatter(state, rows, (part, asked + draws, count))
 
-        state = (Best.none(images), constant_count(images, 0))
-        return tf.while_loop(
-            lambda i, best, *_: (
-                (i < self.restarts)
-                & ~(tf.constant(self.early_stop) & tf.reduce_all(best.fooled))
-            ),
+        return repeat(
+            self.restarts,
             restart,
-            (tf.constant(0), *state, constant_count(images, 0)),
-            parallel_iterations=1,
-        )[1:]
+            (Best.none(images), none, none),
+            lambda best, *_: going(best, self.early_stop),
+        )
 
     def _once(self, logits_fn, goal, images, seed, gradients):
         """Returns the last points of one run, and the gradients spent on each."""
@@ -148,36 +147,27 @@ class PGD(Attack):
 
     def _ascend(self, logits_fn, goal, images, start):
         def step(i, adversarial):
-            return i + 1, self._step(logits_fn, goal, images, adversarial)[0]
+            return self._step(logits_fn, goal, images, adversarial)[:1]
 
-        # `tf.while_loop` keeps the graph small. A random network must see the steps in
-        # order, hence one iteration at a time.
-        return tf.while_loop(
-            lambda i, _: i < self.steps,
-            step,
-            [tf.constant(0), start],
-            parallel_iterations=1,
-        )[1]
+        return repeat(self.steps, step, (start,))[0]
 
     def _ascend_until_fooled(self, logits_fn, goal, images, start, gradients):
         def step(i, adversarial, gradients, going):
             rows = rows_of(going)
-            point, count = gather((adversarial, gradients), rows)
-            stepped, share = self._step(
-                logits_fn, goal.take(rows), tf.gather(images, rows), point
-            )
+            point, count, image = gather((adversarial, gradients, images), rows)
+            stepped, share = self._step(logits_fn, goal.take(rows), image, point)
             fooled = share > 0.5
             point = tf.where(per_example(fooled, point), point, stepped)
-            return i + 1, *scatter(
+            return scatter(
                 (adversarial, gradients, going), rows, (point, count + 1, ~fooled)
             )
 
-        return tf.while_loop(
-            lambda i, *state: (i < self.steps) & tf.reduce_any(state[-1]),
+        return repeat(
+            self.steps,
             step,
-            (tf.constant(0), start, gradients, tf.fill(tf.shape(images)[:1], True)),
-            parallel_iterations=1,
-        )[1:3]
+            (start, gradients, tf.fill(tf.shape(images)[:1], True)),
+            lambda *state: tf.reduce_any(state[-1]),
+        )[:2]
 
     def _step(self, logits_fn, goal, images, adversarial):
         """Returns the next points, and the share of the draws these ones fool."""
@@ -189,11 +179,3 @@ class PGD(Attack):
         norm = NORMS[self.norm]
         stepped = adversarial + self.step_size * norm.ascent_direction(gradient)
         return norm.clip(images, stepped, self.epsilon), share
-
-
-def _judge(logits_fn, goal, images):
-    return expected_loss(
-        logits_fn,
-        lambda logits: [goal.cross_entropy(logits), goal.fooled(logits)],
-        images,
-    )

@@ -104,7 +104,7 @@ def _preset(name, preset, epsilon, stochastic, channels):
     patient = {"abort_early": not stochastic}
     if name == "pgd":
         if preset == "paper":
-            near = abs(epsilon - 8 / 255) < 1e-3  # such as 0.031
+            near = abs(epsilon - 8 / 255) < 1e-3  # People write 0.031, too.
             return {"steps": 7, "step_size": 0.01 * (1 if near else epsilon * 255 / 8)}
         if preset == "reference":
             return {"steps": 20, "step_size": epsilon / 4}

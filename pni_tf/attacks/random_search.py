@@ -11,6 +11,7 @@ from pni_tf.attacks.bookkeeping import (
     gather,
     going,
     judge,
+    repeat,
     scatter,
     searched,
 )
@@ -77,12 +78,12 @@ class RandomSearch(Attack):
             points, part, asked = gather((points, best, queries), rows)
             loss, share = judge(logits_fn, goal.take(rows), points)
             part = part.update(points, share, loss)
-            return i + 1, *scatter((best, queries), rows, (part, asked + draws))
+            return scatter((best, queries), rows, (part, asked + draws))
 
-        _, best, queries = tf.while_loop(
-            lambda i, best, _: (i < self.samples) & going(best, self.early_stop),
+        best, queries = repeat(
+            self.samples,
             sample,
-            (tf.constant(0), Best.none(images), none),
-            parallel_iterations=1,
+            (Best.none(images), none),
+            lambda best, _: going(best, self.early_stop),
         )
         return Outcome(best.images, best.fooled, queries, none)

@@ -6,7 +6,15 @@ from typing import ClassVar
 import tensorflow as tf
 
 from pni_tf.attacks.base import Attack, Outcome, constant_count, fold_in, make_seed
-from pni_tf.attacks.bookkeeping import Best, gather, going, judge, scatter, searched
+from pni_tf.attacks.bookkeeping import (
+    Best,
+    gather,
+    going,
+    judge,
+    repeat,
+    scatter,
+    searched,
+)
 from pni_tf.attacks.draws import draws_of
 from pni_tf.attacks.goals import prepare
 from pni_tf.checks import check_number
@@ -69,12 +77,7 @@ class Square(Attack):
         check_number(
             "queries", self.queries, minimum=2 if self.reevaluate else 1, integer=True
         )
-        check_number("initial_fraction", self.initial_fraction, minimum=0)
-        if not 0 < self.initial_fraction <= 1:
-            raise ValueError(
-                "`initial_fraction` must be above 0 and at most 1. "
-                f"Received: initial_fraction={self.initial_fraction!r}"
-            )
+        check_number("initial_fraction", self.initial_fraction, above=0, maximum=1)
         if self.early_stop and self.reevaluate:
             raise ValueError(
                 "`early_stop` is for deterministic networks and `reevaluate` for "
@@ -89,7 +92,7 @@ class Square(Attack):
         images, goal = prepare(images, labels, towards)
         seed, draws = make_seed(seed), draws_of(logits_fn)
         stripes = self._stripes(images, fold_in(seed, 0))
-        if self.reevaluate:  # the first step evaluates the stripes
+        if self.reevaluate:  # The first step evaluates the stripes.
             best, queries = Best.none(stripes), constant_count(images, 0)
         else:
             loss, share = judge(logits_fn, goal, stripes)
@@ -103,13 +106,13 @@ class Square(Attack):
             proposals, part, asked = gather((proposals, best, queries), rows)
             part = compare(logits_fn, goal.take(rows), part, proposals)
             asked += 2 * draws if self.reevaluate else draws
-            return i + 1, *scatter((best, queries), rows, (part, asked))
+            return scatter((best, queries), rows, (part, asked))
 
-        _, best, queries = tf.while_loop(
-            lambda i, best, _: (i < self._squares) & going(best, self.early_stop),
+        best, queries = repeat(
+            self._squares,
             step,
-            (tf.constant(0), best, queries),
-            parallel_iterations=1,
+            (best, queries),
+            lambda best, _: going(best, self.early_stop),
         )
         return Outcome(best.images, best.fooled, queries, constant_count(images, 0))
 

@@ -1,4 +1,4 @@
-"""A substitute: a network trained on nothing but the labels another one gives."""
+"""A substitute: a network trained on nothing but the labels of another one."""
 
 import dataclasses
 from collections.abc import Callable
@@ -84,7 +84,7 @@ def train_substitute(
 
     Raises:
         ValueError: If an argument is out of its range, the model does not return
-            logits of these classes, or the oracle not one label an image.
+            logits of these classes, or the oracle not one label for each image.
 
     Example:
 
@@ -167,7 +167,7 @@ def _ask(oracle, images, num_classes, batch_size=128):
             labels = validate_labels(labels, num_classes, num_examples=len(part))
         except ValueError as error:
             raise ValueError(
-                f"The oracle must return one integer label an image: {error}"
+                f"The oracle must return one integer label for each image: {error}"
             ) from error
         parts.append(labels)
     return np.concatenate(parts)

@@ -27,7 +27,7 @@ class Transfer(Attack):
         source_draws: Draws of the expectation over the noise of a random source.
 
     Raises:
-        ValueError: If `attack` is no attack or stops early, or `source` is neither
+        ValueError: If `attack` is not an attack or stops early, or `source` is neither
             callable nor a target.
 
     Example:
@@ -76,7 +76,7 @@ class Transfer(Attack):
 
     @property
     def _source_logits(self):
-        logits = getattr(self.source, "logits", self.source)  # of a Target
+        logits = getattr(self.source, "logits", self.source)  # A Target has logits.
         if self.source_draws > 1:
             logits = ExpectationOverNoise(logits, self.source_draws)
         return logits

@@ -13,7 +13,7 @@ _EXAMPLE = (
     '{"cluster": {"worker": ["host1:12345", "host2:12345"]}, '
     '"task": {"type": "worker", "index": 0}}'
 )
-_HOST = r"[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]"  # the latter is IPv6
+_HOST = r"[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]"  # The latter is IPv6.
 
 
 class WorkerLost(RuntimeError):
@@ -70,27 +70,21 @@ def _from_tf_config(text):
         jobs, task = content["cluster"], content["task"]
         kind, index = task["type"], task["index"]
         names = {*jobs.keys()}
-    except (
-        ValueError,
-        TypeError,
-        LookupError,
-        AttributeError,
-        RecursionError,
-    ) as error:
-        raise refuse(f"it cannot be read ({error!r})") from error
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as why:
+        raise refuse(f"it cannot be read ({why!r})") from why
     if not names <= {"chief", "worker"}:
         raise refuse(f"the jobs may be chief and worker, not {sorted(names)}")
     if not all(isinstance(job, list) for job in jobs.values()):
         raise refuse("each job must be a list of addresses")
     if len(jobs.get("chief", [])) > 1:
-        raise refuse("there may be one chief")
+        raise refuse("there may be only one chief")
     addresses = [*jobs.get("chief", []), *jobs.get("worker", [])]
     for address in addresses:
         if not _is_address(address):
             raise refuse(f"{address!r} is not host:port")
     if not addresses or len(set(addresses)) < len(addresses):
-        raise refuse("the addresses must be there, and differ")
-    # bool is an int in Python.
+        raise refuse("there must be addresses, and all must differ")
+    # In Python a bool is an int, so `isinstance` would let it pass.
     if type(index) is not int or not 0 <= index < len(jobs.get(str(kind), [])):
         raise refuse(f"there is no task {index!r} of the job {kind!r}")
     if kind == "worker":
@@ -111,14 +105,14 @@ def _is_address(address):
 
 
 def _from_slurm():
-    import tensorflow as tf  # here, because TF_CONFIG is checked without it
+    import tensorflow as tf  # Here, because TF_CONFIG is checked without it.
 
     try:
         ports = 20000 + int(os.environ["SLURM_JOB_ID"]) % 20000
         resolver = tf.distribute.cluster_resolver.SlurmClusterResolver(
             port_base=ports,
-            # Its tasks are the GPUs of a node; ours are what srun has started, and
-            # srun has given each of them its GPUs.
+            # The resolver takes the GPUs of a node for tasks; here they are the
+            # processes that srun has started and given their GPUs.
             gpus_per_node=int(os.environ["SLURM_NTASKS"]),
             gpus_per_task=1,
             auto_set_gpu=False,
@@ -127,7 +121,7 @@ def _from_slurm():
         return Cluster(tuple(addresses), resolver.task_id)
     except (KeyError, ValueError, RuntimeError) as error:
         raise ValueError(
-            "Start the command by srun inside a Slurm job, one task a worker. "
+            "Start the command by srun inside a Slurm job, with one task per worker. "
             f"Received: {error!r}"
         ) from error
 
@@ -143,7 +137,7 @@ def rendezvous(cluster: Cluster, *, agree_on: str, timeout: float) -> None:
         timeout: Seconds to wait.
 
     Raises:
-        WorkerLost: If a worker has not come in time.
+        WorkerLost: If a worker does not report in time.
         ValueError: If workers differ in `agree_on` or in their cluster.
         OSError: If the address of this worker is taken.
     """
@@ -181,7 +175,7 @@ def _receive(server, cluster, greeting, deadline, timeout):
                     raise ValueError(f"no worker {index!r}")
             except TimeoutError:
                 if time.monotonic() < deadline:
-                    continue  # someone who says nothing
+                    continue  # Someone has connected and says nothing.
                 missing = [
                     f"{i} ({address})"
                     for i, address in enumerate(cluster.addresses)
@@ -191,19 +185,19 @@ def _receive(server, cluster, greeting, deadline, timeout):
                     f"no word from worker {', '.join(missing)} for {timeout:g} seconds"
                 ) from None
             except (OSError, ValueError, TypeError, KeyError):
-                continue  # not one of us
-            found[index] = connection  # the newest, if a worker was started again
+                continue  # It is not one of the workers.
+            found[index] = connection  # A worker may have been started again.
             if digest != greeting["digest"]:
                 raise ValueError(
-                    f"worker {index} was started with other flags or another cluster "
-                    "than the chief; all workers need the same command"
+                    f"worker {index} was started with flags or a cluster other than "
+                    "the chief's; all workers need the same command"
                 )
         for index, connection in found.items():
             try:
                 connection.sendall(b"go")
             except OSError as error:
                 raise WorkerLost(f"worker {index} went away") from error
-        for connection in found.values():  # they hang up first, which frees our port
+        for connection in found.values():  # If they hang up first, the port is free.
             with contextlib.suppress(OSError):
                 connection.recv(1)
     except ValueError as error:
@@ -228,7 +222,7 @@ def _report(cluster, greeting, deadline, timeout):
                 "seconds, or other workers are missing"
             )
         try:
-            # Briefly: a chief that was moved has another address behind its name.
+            # Briefly, because the name of a chief that was moved has a new address.
             address = host.strip("[]"), int(port)
             with socket.create_connection(address, min(left, 5.0)) as chief:
                 chief.sendall(json.dumps(greeting).encode())
@@ -237,6 +231,6 @@ def _report(cluster, greeting, deadline, timeout):
         except OSError:
             pass
         if not answer:
-            time.sleep(0.1)  # not there yet, or just restarted
+            time.sleep(0.1)  # The chief is not there yet, or is being restarted.
     if answer != b"go":
         raise ValueError(answer.decode(errors="replace"))

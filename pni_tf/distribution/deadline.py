@@ -27,7 +27,7 @@ def deadline(seconds: float, message: str, status: int) -> Iterator[None]:
         yield
         return
     libc = ctypes.CDLL(None, use_errno=True)
-    library = libc  # of the timers, which glibc before 2.34 has elsewhere
+    library = libc  # It has the timers, except in glibc before 2.34.
     if not hasattr(libc, "timer_create"):
         library = ctypes.CDLL("librt.so.1", use_errno=True)
     command = ctypes.c_char_p(f"echo {shlex.quote(message)} >&2".encode())

@@ -1,4 +1,4 @@
-"""Training on several devices and machines.
+"""The processes and devices that train together, and how they share.
 
 What N replicas do is what one device does, where that can be:
 
@@ -25,6 +25,7 @@ from collections.abc import Iterator
 import numpy as np
 import tensorflow as tf
 
+from pni_tf.checks import check_choice
 from pni_tf.distribution.cluster import Cluster, WorkerLost, rendezvous
 from pni_tf.distribution.deadline import deadline
 
@@ -136,7 +137,7 @@ class Workers:
         """Compares variables over the workers; all workers must call it.
 
         Raises:
-            RuntimeError: If a variable has not the same bytes on every worker.
+            RuntimeError: If a variable differs between workers in any byte.
         """
         sums = [int.from_bytes(_digest(variable)[:7], "big") for variable in variables]
         differ = (self.gather(sums) != sums).any(axis=0)
@@ -186,27 +187,22 @@ def connect(
         strategy: `"none"`, one device; `"mirrored"`, all GPUs of this machine, or its
             logical CPUs where there are several; `"multi_worker"`, all devices of all
             workers of `cluster`; `"tpu"`.
-        cluster: What `pni_tf.cluster.find_cluster` returns.
+        cluster: What `pni_tf.distribution.cluster.find_cluster` returns.
         agree_on: What must be the same for all workers, such as their flags.
         timeout: Seconds to wait for the other workers.
         tpu: Name of the TPU, `"local"` on a TPU VM.
 
     Raises:
-        ValueError: If the machine has not the devices, or workers differ in what they
+        ValueError: If the machine lacks the devices, or workers differ in what they
             must agree on.
         WorkerLost: If a worker cannot be reached in time.
     """
-    if strategy == "none":
-        return Workers()
-    if strategy == "mirrored":
-        return Workers(_mirrored())
+    check_choice("strategy", strategy, STRATEGIES)
     if strategy == "multi_worker":
         return _multi_worker(cluster, agree_on, timeout)
-    if strategy == "tpu":
-        return Workers(_tpu(tpu))
-    raise ValueError(
-        f"`strategy` must be one of {STRATEGIES}. Received: strategy={strategy!r}"
-    )
+    if strategy == "mirrored":
+        return Workers(_mirrored())
+    return Workers(_tpu(tpu) if strategy == "tpu" else None)
 
 
 def _mirrored():
@@ -221,7 +217,7 @@ def _mirrored():
             )
     try:
         return tf.distribute.MirroredStrategy([device.name for device in devices])
-    except json.JSONDecodeError as error:  # TensorFlow looks at it here too
+    except json.JSONDecodeError as error:  # TensorFlow reads TF_CONFIG here, too.
         raise ValueError(
             "The environment variable TF_CONFIG is not JSON; unset it. "
             f"Received: TF_CONFIG={os.environ.get('TF_CONFIG')!r}"

@@ -67,8 +67,8 @@ def fuse_batch_norm(model: keras.Model) -> keras.Model:
         for layer in model._flatten_layers()
     ):
         return model
-    # Only the rebuilt graph shows what else takes the output of a folded convolution,
-    # which would be computed twice then: those are left out, and it is built again.
+    # Only the rebuilt graph shows what else takes the output of a folded convolution.
+    # That one would be computed twice, so the graph is built again without folding it.
     unfoldable = set()
     while True:
         fuser = _Fuser(unfoldable)

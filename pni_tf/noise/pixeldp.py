@@ -186,19 +186,13 @@ def pixeldp_scale(
     bound: float, epsilon: float = 1.0, delta: float = 0.05, distribution="gaussian"
 ) -> float:
     """Returns the scale of PixelDP's noise for a sensitivity of 1 (see above)."""
-    check_number("bound", bound, minimum=0)
-    check_number("epsilon", epsilon, minimum=0)
-    check_number("delta", delta, minimum=0)
     check_choice("distribution", distribution, DISTRIBUTIONS)
-    if bound == 0 or epsilon == 0 or (distribution == "gaussian" and epsilon > 1):
-        raise ValueError(
-            "`bound` and `epsilon` must be positive, and the Gaussian mechanism holds "
-            f"for epsilon up to 1. Received: bound={bound}, epsilon={epsilon}"
-        )
+    check_number("bound", bound, above=0)
     if distribution == "laplace":
+        check_number("epsilon", epsilon, above=0)
         return bound / epsilon
-    if not 0 < delta < 1:
-        raise ValueError(f"`delta` must be in (0, 1). Received: delta={delta}")
+    check_number("epsilon", epsilon, above=0, maximum=1)  # The mechanism's condition.
+    check_number("delta", delta, above=0, below=1)
     return bound * math.sqrt(2 * math.log(1.25 / delta)) / epsilon
 
 

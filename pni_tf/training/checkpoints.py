@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import json
-import math
 import os
 import re
 import signal
@@ -77,17 +76,17 @@ class Checkpoint(keras.callbacks.Callback):
         check_number("keep", keep, minimum=1, integer=True)
         if steps is not None:
             check_number("steps", steps, minimum=1, integer=True)
-        if minutes is not None and not minutes > 0:
-            raise ValueError(f"`minutes` must be positive. Received: minutes={minutes}")
+        if minutes is not None:
+            check_number("minutes", minutes, above=0)
         self.directory = Path(directory)
         self.steps = steps
         self.minutes = minutes
         self.keep = keep
         self.history = history
         self.workers = workers or Workers()
-        self._start = Position()  # of the next `fit`
-        self._metrics = None  # of the epoch that goes on there
-        self._stop = None  # the signal that asks for an end
+        self._start = Position()  # The next `fit` goes on from here.
+        self._metrics = None  # The metrics so far of an epoch that goes on there.
+        self._stop = None  # The signal that asks for an end.
         self._restored, self._damaged = False, []
 
     # ---- reading
@@ -123,8 +122,8 @@ class Checkpoint(keras.callbacks.Callback):
         else:
             if self._damaged:
                 raise ValueError(
-                    "All checkpoints are damaged, their content does not match the "
-                    "digests in their names; remove the run directory to start again. "
+                    "All checkpoints are damaged: their content does not match the "
+                    "digests in their names. Remove the run directory to start again. "
                     f"Received: {[str(path) for path in self._damaged]}"
                 )
         for path in self._damaged:
@@ -161,8 +160,7 @@ class Checkpoint(keras.callbacks.Callback):
         with np.load(path, allow_pickle=False) as file:
             state = json.loads(str(file["state"]))
             values = [file[name] for name in file.files if name != "state"]
-        shapes = [list(variable.shape) for variable in variables]
-        if [list(value.shape) for value in values] != shapes:
+        if [v.shape for v in values] != [tuple(v.shape) for v in variables]:
             raise ValueError(
                 f"it is of another network, with {len(values)} variables where this "
                 f"one has {len(variables)}, or of other shapes; use another folder"
@@ -174,12 +172,10 @@ class Checkpoint(keras.callbacks.Callback):
             self.history.resume(state["history"])
 
     def _existing(self):
-        found = []
-        for path in self.directory.glob("epoch-*.npz"):
-            match = _NAME.fullmatch(path.name)
-            if match:
-                found.append((Position(int(match[1]), int(match[2])), path))
-        return sorted(found)
+        """Returns the positions of all checkpoints and their paths, in order."""
+        paths = self.directory.glob("epoch-*.npz")
+        named = [(_NAME.fullmatch(path.name), path) for path in paths]
+        return sorted((Position(int(m[1]), int(m[2])), path) for m, path in named if m)
 
     # ---- when to write
 
@@ -202,7 +198,7 @@ class Checkpoint(keras.callbacks.Callback):
         finally:
             for number, handler in earlier.items():
                 signal.signal(number, handler)
-        if self._stop is not None:  # it came too late for `fit` to see it
+        if self._stop is not None:  # It came too late for `fit` to see it.
             raise KeyboardInterrupt(self._stop.name)
 
     def on_train_begin(self, logs=None):
@@ -228,7 +224,7 @@ class Checkpoint(keras.callbacks.Callback):
         minutes = (time.monotonic() - self._saved_at) / 60
         due = self.minutes is not None and minutes >= self.minutes
         if self.steps is not None:
-            due = due or self._done // self.steps > before // self.steps
+            due |= self._done // self.steps > before // self.steps
         due, stop = self._any(due, self._stop is not None)
         # After the last step of an epoch there will be one anyway.
         if (due or stop) and self.params.get("steps") != batch + 1:
@@ -267,9 +263,9 @@ class Checkpoint(keras.callbacks.Callback):
         metrics = [v.numpy() for v in _metric_variables(self.model)]
         self._saved_at = time.monotonic()
         values = [_array(variable) for variable in _variables(self.model)]
-        finite = all(np.isfinite(value).all() for value in values)
         loss = np.mean((logs or {}).get("loss", 0.0))
-        if not (finite and math.isfinite(loss) and self.workers.is_chief):
+        finite = all(np.isfinite(value).all() for value in [loss, *values])
+        if not finite or not self.workers.is_chief:
             return
         state = {"metrics": [], "history": {}}
         if position.step:
@@ -283,7 +279,7 @@ class Checkpoint(keras.callbacks.Callback):
         name += ".npz"
         os.replace(newest, self.directory / name)
         for path in self._damaged:
-            if path.name != name:  # which is whole now
+            if path.name != name:  # A file of this name is whole now.
                 path.unlink(missing_ok=True)
         self._damaged = []
         for _, old in self._existing()[: -self.keep]:
@@ -373,10 +369,10 @@ class Checkpoint(keras.callbacks.Callback):
         callbacks.on_train_end(logs)
 
 
-# Not `save_weights`, which drops the generators of layers such as Dropout, and of which
-# each call leaves an optimizer in memory (Keras 3.15).
+# Keras' `save_weights` would drop the generators of layers such as Dropout, and leave
+# an optimizer in memory at each call (Keras 3.15).
 def _variables(model):
-    """Returns all that training changes, but the metrics."""
+    """Returns all that training changes, except the metrics."""
     metrics = {id(variable) for variable in _metric_variables(model)}
     found = [*model.variables, *model.optimizer.variables]
     return [variable for variable in found if id(variable) not in metrics]

@@ -74,12 +74,11 @@ def average_over_replicas(variables: list) -> None:
         variable.assign(mean)
 
 
-def _states_of_replicas(model):
+def states_of_replicas(model: keras.Model) -> list:
     """Returns the moving statistics that each replica takes from its own images."""
-    found = []
-    for layer in model._flatten_layers(include_self=False):
-        if isinstance(layer, keras.layers.BatchNormalization) and (
-            not layer.synchronized
-        ):
-            found += layer.non_trainable_variables
-    return found
+    return [
+        variable
+        for layer in model._flatten_layers(include_self=False)
+        if isinstance(layer, keras.layers.BatchNormalization) and not layer.synchronized
+        for variable in layer.non_trainable_variables
+    ]

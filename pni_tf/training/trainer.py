@@ -8,15 +8,21 @@ import numpy as np
 import tensorflow as tf
 
 from pni_tf.attacks import Attack, ExpectationOverNoise
-from pni_tf.checks import check_logits, check_number, validate_images, validate_labels
+from pni_tf.checks import (
+    check_choice,
+    check_logits,
+    check_number,
+    validate_images,
+    validate_labels,
+)
 from pni_tf.files import replacing
 from pni_tf.noise.fusion import fuse_batch_norm
 from pni_tf.noise.injection import strip_noise
 from pni_tf.training.replicas import (
     DistributedModel,
-    _states_of_replicas,
     average_over_replicas,
     share_of_batch,
+    states_of_replicas,
 )
 
 ATTACK_LABELS = ("predicted", "true")
@@ -71,7 +77,7 @@ class PNIAdversarialModel(DistributedModel):
     Reference: https://arxiv.org/abs/1811.09310, eq. 10-12.
     """
 
-    holds_network = True  # for `network_of`
+    holds_network = True  # `network_of` asks for it.
 
     def __init__(
         self,
@@ -101,13 +107,9 @@ class PNIAdversarialModel(DistributedModel):
             raise ValueError(
                 "`clean_weight` and `adversarial_weight` must not both be zero"
             )
-        if attack_labels not in ATTACK_LABELS:
-            raise ValueError(
-                f"`attack_labels` must be one of {ATTACK_LABELS}. "
-                f"Received: attack_labels={attack_labels!r}"
-            )
-        for name in ("attack", "validation_attack"):
-            value = {"attack": attack, "validation_attack": validation_attack}[name]
+        check_choice("attack_labels", attack_labels, ATTACK_LABELS)
+        attacks = {"attack": attack, "validation_attack": validation_attack}
+        for name, value in attacks.items():
             if value is not None and not isinstance(value, Attack):
                 raise ValueError(
                     f"`{name}` must be a `pni_tf.Attack` such as `PGD()`, or None. "
@@ -124,19 +126,10 @@ class PNIAdversarialModel(DistributedModel):
         self.validation_draws = validation_draws
         self.seed_generator = keras.random.SeedGenerator(seed)
         self._clean_only = False
-        self._trackers = {
-            name: keras.metrics.Mean(name=name)
-            for name in (
-                ("clean_loss", "clean_accuracy")
-                if self.validation_attack is None
-                else (
-                    "clean_loss",
-                    "clean_accuracy",
-                    "adversarial_loss",
-                    "adversarial_accuracy",
-                )
-            )
-        }
+        names = ["clean_loss", "clean_accuracy"]
+        if self.validation_attack is not None:
+            names += ["adversarial_loss", "adversarial_accuracy"]
+        self._trackers = {name: keras.metrics.Mean(name=name) for name in names}
         # Hidden in functions: Keras would track the views and save their layers twice.
         fast = fuse_batch_norm(model)
         target = fast if noise_in_attack else fuse_batch_norm(strip_noise(model))
@@ -191,7 +184,7 @@ class PNIAdversarialModel(DistributedModel):
         """Trains the model; the arguments are those of `keras.Model.fit`.
 
         Raises:
-            ValueError: If NumPy arrays are no images in `[0, 1]`, or no labels of the
+            ValueError: If NumPy arrays are not images in `[0, 1]`, or not labels of the
                 model's classes. The values of other kinds of data are not looked at.
         """
         bound = inspect.signature(super().fit).bind(*args, **kwargs)
@@ -218,8 +211,8 @@ class PNIAdversarialModel(DistributedModel):
         if self._loss_fn.reduction != "sum":
             share = share_of_batch(tf.shape(images)[0])
             with tf.control_dependencies([tf.convert_to_tensor(share)]):
-                # Else a replica without images fails where the others already wait for
-                # it, and the error may be theirs.
+                # Otherwise a replica without images would fail where the others wait
+                # for it already, and the error might be theirs.
                 images = tf.identity(images)
         clean_logits = clean_loss = adversarial_logits = adversarial_loss = None
         attacks = self.attack is not None and not self._clean_only
@@ -251,11 +244,9 @@ class PNIAdversarialModel(DistributedModel):
         variables = self.trainable_variables
         gradients = tape.gradient(scaled_loss, variables)
         self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
-        average_over_replicas(_states_of_replicas(self.model))
+        average_over_replicas(states_of_replicas(self.model))
         return self._report(
-            images,
-            labels,
-            sample_weight,
+            (images, labels, sample_weight),
             loss + penalty,
             (clean_loss, clean_logits),
             (adversarial_loss, adversarial_logits),
@@ -275,12 +266,10 @@ class PNIAdversarialModel(DistributedModel):
             )
             adversarial_logits = inference(adversarial)
             adversarial_loss = self._loss_fn(labels, adversarial_logits, sample_weight)
+        loss = self._weighted(clean_loss, adversarial_loss)
         return self._report(
-            images,
-            labels,
-            sample_weight,
-            self._weighted(clean_loss, adversarial_loss)
-            + self._penalty(clean_loss.dtype),
+            (images, labels, sample_weight),
+            loss + self._penalty(clean_loss.dtype),
             (clean_loss, clean_logits),
             (adversarial_loss, adversarial_logits),
         )
@@ -330,7 +319,8 @@ class PNIAdversarialModel(DistributedModel):
             seed, tf.cast(context.replica_id_in_sync_group, seed.dtype)
         )
 
-    def _report(self, images, labels, sample_weight, loss, clean, adversarial):
+    def _report(self, batch, loss, clean, adversarial):
+        images, labels, sample_weight = batch
         # Keras divides a replica's loss by their number; what is shown is undivided.
         replicas = tf.distribute.get_strategy().num_replicas_in_sync
         count = tf.shape(images)[0]
@@ -344,7 +334,7 @@ class PNIAdversarialModel(DistributedModel):
                 replicas * part_loss, sample_weight=count
             )
             self._trackers[f"{name}_accuracy"].update_state(correct)
-        if clean[1] is None:  # then there are no metrics but our own
+        if clean[1] is None:  # Then there are no metrics but those above.
             return self.get_metrics_result()
         return self.compute_metrics(images, labels, clean[1], sample_weight)
 

@@ -1,6 +1,6 @@
 """The attacks against closed forms, and their contract.
 
-`tests/test_attacks_noise.py` is about random networks and gradients.
+`test_draws.py` is about random networks and gradients.
 """
 
 import dataclasses
@@ -347,7 +347,7 @@ GOOD = np.full((3, 4, 4, 1), 0.5, "float32"), np.array([0, 1, 0])
         (GOOD[0], GOOD[1][:2], "`labels` must be as many as the 3 images"),
         (GOOD[0], GOOD[1] - 1, "`labels` must be in 0..K - 1.*-1 to 0"),
         (GOOD[0], GOOD[1] + 1, r"`labels` must be in 0..1.*1 to 2"),
-        (GOOD[0], [[0], [1, 2]], "`labels` is no array"),
+        (GOOD[0], [[0], [1, 2]], "`labels` is not an array"),
     ],
 )
 def test_wrong_batches_are_named(images, labels, message, run):

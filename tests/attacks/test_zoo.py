@@ -9,10 +9,9 @@ import tensorflow as tf
 from keras import layers as kl
 
 from pni_tf import ZOO, ExpectationOverNoise, inject_pni
-from pni_tf.attacks.bookkeeping import BinarySearch, Smallest
 from pni_tf.attacks.goals import Goal
 from pni_tf.attacks.zoo.coordinates import SPACES, Grid, Modifier, importance, sample
-from pni_tf.attacks.zoo.queries import ask_each, ask_together
+from pni_tf.attacks.zoo.queries import Oracle, Points, ask_each, ask_together
 
 SEED = tf.constant([3, 4])
 SIDE = 4
@@ -99,53 +98,9 @@ def margins(goal, logits):
 def answers(network, *, how, space="box", difference=1e-4, images=IMAGES, batch=4096):
     """Asks about every coordinate of the unchanged images; the loss is -margin."""
     ask = ask_each if how == "independent" else lambda *a: ask_together(*a, batch)
-    goal = Goal.of(MIXED)
-    return ask(
-        *(network, margins, goal, SPACES[space].of(tf.constant(images))),
-        *(tf.zeros(images.shape), FULL, ALL, difference),
-    )
-
-
-# The search over the constant.
-
-
-def test_binary_search_narrows_the_constant():
-    search, tried = BinarySearch.start(3, 0.01), []
-    outcomes = [(True, False, False), (True, True, False), (False, False, False)]
-    for succeeded in outcomes:
-        search = search.update(tf.constant(succeeded))
-        tried.append(search.c.numpy())
-    np.testing.assert_allclose(
-        tried,
-        # Halved twice, then between; x10, then between; x10 for ever.
-        [[0.005, 0.1, 0.1], [0.0025, 0.055, 1.0], [0.00375, 0.0775, 10.0]],
-        rtol=1e-5,
-    )
-    np.testing.assert_allclose(search.lower, [0.0025, 0.055, 1.0], rtol=1e-5)
-    np.testing.assert_allclose(search.upper, [0.005, 0.1, np.inf], rtol=1e-5)
-    np.testing.assert_allclose(search.at_upper().c, [0.005, 0.1, 10.0], rtol=1e-5)
-
-
-def test_binary_search_stays_finite():
-    search = BinarySearch.start(1, 1.0)
-    for _ in range(50):
-        search = search.update(tf.constant([False]))
-    assert np.isfinite(search.c) and search.c > 1e9
-
-
-def test_smallest_keeps_the_nearest_accepted_image():
-    best = Smallest.none(tf.zeros((4, 1, 1, 1)))
-    best = best.update(
-        tf.ones((4, 1, 1, 1)), tf.constant([True, True, True, False]), tf.fill([4], 2.0)
-    )
-    best = best.update(
-        tf.fill((4, 1, 1, 1), 5.0),
-        tf.constant([True, True, False, False]),
-        tf.constant([1.0, 3.0, 1.0, 1.0]),
-    )
-    np.testing.assert_array_equal(tf.squeeze(best.images), [5, 1, 1, 0])
-    np.testing.assert_array_equal(best.distance, [1, 2, 2, np.inf])
-    np.testing.assert_array_equal(best.found, [True, True, True, False])
+    space = SPACES[space].of(tf.constant(images))
+    points = Points(space, tf.zeros(images.shape), FULL, ALL, difference)
+    return ask(Oracle(network, margins, Goal.of(MIXED)), points)
 
 
 # Grids, and which coordinates are drawn.
@@ -655,10 +610,9 @@ def test_differences_over_a_random_network(location, how, low, high):
     found = []
     for _ in range(4):
         passes.clear()
-        estimate = ask(
-            *(network, margins, Goal.of(np.zeros(32)), SPACES["box"].of(images)),
-            *(tf.zeros(images.shape), FULL, coordinates, 1e-4),
-        )
+        space = SPACES["box"].of(images)
+        points = Points(space, tf.zeros(images.shape), FULL, coordinates, 1e-4)
+        estimate = ask(Oracle(network, margins, Goal.of(np.zeros(32))), points)
         assert len(passes) == (2 * COUNT + 1 if how == "independent" else 1)
         found.append(np.mean(cosines(estimate.slope(1e-4).numpy(), gradient)))
     assert low < np.mean(found) < high, found

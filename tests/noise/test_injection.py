@@ -1,7 +1,7 @@
 """Conversion of whole models: where the noise goes, and what is shared.
 
-`test_freeze.py` has the tests of `freeze_noise`, and `test_injection_errors.py` those of
-what is refused.
+`test_injection_freeze.py` has the tests of `freeze_noise`, and
+`test_injection_errors.py` those of what is refused.
 """
 
 import keras

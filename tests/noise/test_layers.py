@@ -1,6 +1,6 @@
 """The noise of the three wrappers, against stock layers and NumPy.
 
-`tests/test_layers_keras.py` is about how the wrappers behave inside Keras.
+`test_layers_keras.py` is about how the wrappers behave inside Keras.
 """
 
 import keras

@@ -1,6 +1,6 @@
 """The wrappers as Keras layers: saving, losses, state, masks, dtypes, strategies.
 
-`tests/test_layers.py` is about the noise itself.
+`test_layers.py` is about the noise itself.
 """
 
 import json

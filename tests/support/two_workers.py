@@ -1,4 +1,4 @@
-"""One of two workers of `test_distribution.py`, a process of its own.
+"""One of two workers of `test_workers.py`, a process of its own.
 
     two_workers.py INDEX ADDRESSES FILE
 

@@ -1,7 +1,7 @@
 """Adversarial training through `fit`: delay, metrics, saving, dtypes.
 
-`tests/test_training_step.py` is about the arithmetic of one step, and
-`tests/test_training_errors.py` about what is refused.
+`test_trainer_step.py` is about the arithmetic of one step, and
+`test_trainer_errors.py` about what is refused.
 """
 
 import contextlib

@@ -12,13 +12,20 @@ from pni_tf.attacks.bookkeeping import (
     Smallest,
     Verdict,
     gather,
+    repeat,
     rows_of,
     scatter,
 )
 from pni_tf.attacks.draws import draws_of
 from pni_tf.attacks.goals import prepare
 from pni_tf.attacks.zoo.coordinates import SPACES, Grid, Modifier, importance, sample
-from pni_tf.attacks.zoo.queries import ask_each, ask_needed, ask_together
+from pni_tf.attacks.zoo.queries import (
+    Oracle,
+    Points,
+    ask_each,
+    ask_needed,
+    ask_together,
+)
 from pni_tf.checks import check_choice, check_number
 
 
@@ -26,7 +33,7 @@ class _Progress(NamedTuple):
     """What one step of the binary search carries from iteration to iteration."""
 
     modifier: Modifier
-    loss: tf.Tensor  # where the last look at the progress was
+    loss: tf.Tensor  # That of the last look at the progress.
     active: tf.Tensor
     succeeded: tf.Tensor
     best: Smallest
@@ -131,13 +138,11 @@ class ZOO(Attack):
         for name in (*counts, "query_batch"):
             check_number(name, getattr(self, name), minimum=1, integer=True)
         check_number("confidence", self.confidence, minimum=0)
-        for name in ("learning_rate", "difference", "initial_const", "agreement"):
-            check_number(name, getattr(self, name), minimum=0)
-            self._require(getattr(self, name) > 0, "must be positive", name)
+        for name in ("learning_rate", "difference", "initial_const"):
+            check_number(name, getattr(self, name), above=0)
         for name in ("beta_1", "beta_2"):
-            check_number(name, getattr(self, name), minimum=0)
-            self._require(getattr(self, name) < 1, "must be below 1", name)
-        self._require(self.agreement <= 1, "must not exceed 1", "agreement")
+            check_number(name, getattr(self, name), minimum=0, below=1)
+        check_number("agreement", self.agreement, above=0, maximum=1)
         check_choice("solver", self.solver, ("adam", "newton"))
         check_choice("space", self.space, tuple(SPACES))
         check_choice("query_noise", self.query_noise, ("independent", "shared", "none"))
@@ -168,23 +173,18 @@ class ZOO(Attack):
         seed = make_seed(seed)
 
         def step(k, search, best, queries):
-            if self.binary_search_steps >= 10:
-                last = k + 1 == self.binary_search_steps
-                search = tf.cond(last, search.at_upper, lambda: search)
+            search = search.before(k, self.binary_search_steps)
             end = self._descend(
                 logits_fn, goal, images, search.c, fold_in(seed, k), grids, best
             )
-            search = search.update(end.succeeded)
-            return k + 1, search, end.best, queries + end.queries
+            return search.update(end.succeeded), end.best, queries + end.queries
 
         search = BinarySearch.start(tf.shape(images)[0], self.initial_const)
-        _, _, best, queries = tf.while_loop(
-            lambda k, *_: k < self.binary_search_steps,
-            step,
-            (tf.constant(0), search, Smallest.none(images), constant_count(images, 0)),
-            parallel_iterations=1,
+        none = constant_count(images, 0)
+        _, best, queries = repeat(
+            self.binary_search_steps, step, (search, Smallest.none(images), none)
         )
-        return Outcome(best.images, best.found, queries, constant_count(images, 0))
+        return Outcome(best.images, best.found, queries, none)
 
     def _descend(self, logits_fn, goal, images, c, seed, grids, best):
         """Minimises the loss for one constant of each image."""
@@ -212,13 +212,11 @@ class ZOO(Attack):
                 # Drawn for the whole batch, so an image's do not depend on the others.
                 chosen = sample(fold_in(seed, i), count, grid, number, weights)
                 rows = rows_of(progress.active)
-                part = self._iterate(
-                    logits_fn,
-                    goal.take(rows),
-                    *gather((space, c, chosen, progress), rows),
-                    grid,
-                    i,
-                )
+                own, constant, which, part = gather((space, c, chosen, progress), rows)
+                change = grid.upscale(part.modifier.value)
+                points = Points(own, change, grid, which, self.difference)
+                oracle = Oracle(logits_fn, self._verdict.judge, goal.take(rows))
+                part = self._iterate(oracle, points, constant, part, i)
                 return i + 1, scatter(progress, rows, part)
 
             i, progress = tf.while_loop(
@@ -229,34 +227,33 @@ class ZOO(Attack):
             )
         return progress
 
-    def _iterate(self, logits_fn, goal, space, c, chosen, progress, grid, i):
+    def _iterate(self, oracle, points, c, progress, i):
         """Judges the points of the active images, then moves them."""
-        modifier = progress.modifier
-        change = grid.upscale(modifier.value)
-        points = space, change, grid, chosen, self.difference
-        asking = logits_fn, self._verdict.judge, goal, *points
         if self.query_noise == "none":
-            answers = ask_needed(*asking, self.query_batch, self.confidence)
+            answers = ask_needed(oracle, points, self.query_batch, self.confidence)
         elif self.query_noise == "shared":
-            answers = ask_together(*asking, self.query_batch)
+            answers = ask_together(oracle, points, self.query_batch)
         else:
-            answers = ask_each(*asking)
-        candidates = space.image(change)
-        distance = tf.reduce_sum(tf.square(candidates - space.images), (1, 2, 3))
-        queries = progress.queries + answers.asked * draws_of(logits_fn)
+            answers = ask_each(oracle, points)
+        candidates = points.space.image(points.change)
+        away = candidates - points.space.images
+        distance = tf.reduce_sum(tf.square(away), (1, 2, 3))
+        draws = draws_of(oracle.logits_fn)
+        queries = progress.queries + answers.asked * draws
         accepted = self._verdict.accepts(answers.fooled_share)
-        if draws_of(logits_fn) > 1:
+        if draws > 1:
             useful = (distance < progress.best.distance) | ~progress.succeeded
             asked = accepted & useful
-            accepted = self._verdict.confirm(logits_fn, goal, candidates, asked)
-            queries += tf.where(asked, tf.constant(draws_of(logits_fn), tf.int64), 0)
+            accepted = self._verdict.confirm(
+                oracle.logits_fn, oracle.goal, candidates, asked
+            )
+            queries += tf.where(asked, tf.constant(draws, tf.int64), 0)
 
-        modifier = self._move(modifier, c, answers, space, change, grid, chosen)
         loss, last = distance + c * answers.loss, progress.loss
         look = i % self.patience == 0
         stuck = look & self.abort_early & (loss > 0.9999 * last)
         return _Progress(
-            modifier,
+            self._move(progress.modifier, c, answers, points),
             tf.where(look, loss, last),
             ~stuck & ~(accepted & self.early_stop),
             progress.succeeded | accepted,
@@ -264,11 +261,12 @@ class ZOO(Attack):
             queries,
         )
 
-    def _move(self, modifier, c, answers, space, change, grid, chosen):
+    def _move(self, modifier, c, answers, points):
         """Steps along the chosen coordinates, down the loss."""
+        space, grid, chosen = points.space, points.grid, points.coordinates
         # Differences of the distance would lose digits that its derivatives keep.
-        away = space.image(change) - space.images
-        first, second = space.derivatives(change)
+        away = space.image(points.change) - space.images
+        first, second = space.derivatives(points.change)
         slopes = grid.collect(2.0 * away * first)
         slope = tf.gather(slopes, chosen, batch_dims=1)
         slope += c[:, None] * answers.slope(self.difference)

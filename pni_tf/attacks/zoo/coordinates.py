@@ -6,8 +6,8 @@ import tensorflow as tf
 
 from pni_tf.attacks.base import fold_in
 
-_REGIONS = 8  # importance is that of regions, so many along a side
-_ROUNDING = 1e-6  # x + (1 - x) may exceed 1 in float32
+_REGIONS = 8  # Importance is that of regions; so many lie along a side.
+_ROUNDING = 1e-6  # In float32, x + (1 - x) may exceed 1.
 
 
 class Grid(NamedTuple):
@@ -171,7 +171,7 @@ class Box(NamedTuple):
 
     def project(self, modifier, grid):
         if not grid.is_full:
-            return modifier  # a coordinate moves many pixels: `image` clips them
+            return modifier  # A coordinate moves many pixels, which `image` clips.
         least = tf.reshape(-self.images, (-1, grid.count))
         return tf.clip_by_value(modifier, least, 1.0 + least)
 
