@@ -189,8 +189,8 @@ def _receive(server, cluster, greeting, deadline, timeout):
             found[index] = connection  # A worker may have been started again.
             if digest != greeting["digest"]:
                 raise ValueError(
-                    f"worker {index} was started with flags or a cluster other than "
-                    "the chief's; all workers need the same command"
+                    f"worker {index} was started with other flags or another cluster "
+                    "than the chief; all workers need the same command"
                 )
         for index, connection in found.items():
             try:

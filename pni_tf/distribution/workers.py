@@ -139,7 +139,8 @@ class Workers:
         Raises:
             RuntimeError: If a variable differs between workers in any byte.
         """
-        sums = [int.from_bytes(_digest(variable)[:7], "big") for variable in variables]
+        digests = [hashlib.sha256(v.numpy().tobytes()).hexdigest() for v in variables]
+        sums = [int(digest[:14], 16) for digest in digests]
         differ = (self.gather(sums) != sums).any(axis=0)
         if differ.any():
             names = [v.path for v, bad in zip(variables, differ, strict=True) if bad]
@@ -167,10 +168,6 @@ _PEER_ERRORS = (
     tf.errors.InternalError,
     tf.errors.UnknownError,
 )
-
-
-def _digest(variable):
-    return hashlib.sha256(np.ascontiguousarray(variable.numpy()).tobytes()).digest()
 
 
 def connect(

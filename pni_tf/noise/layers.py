@@ -69,7 +69,7 @@ class ParametricNoiseWrapper(NoiseWrapper):
     Args:
         layer: The layer to wrap.
         granularity: `"layerwise"`, `"channelwise"` or `"elementwise"`: how many
-            coefficients alpha there are (see `pni_tf.noise.alpha_shape`).
+            coefficients alpha there are (see `formula.alpha_shape`).
         initial_alpha: Initial value of alpha; the paper's is 0.25.
         seed, **kwargs: See `NoiseWrapper`.
     """

@@ -1,7 +1,6 @@
 """Checkpoints from which a run goes on as if it had not been interrupted."""
 
 import contextlib
-import hashlib
 import json
 import os
 import re
@@ -17,7 +16,7 @@ from absl import logging
 
 from pni_tf.checks import check_number
 from pni_tf.distribution.workers import Workers
-from pni_tf.files import replacing
+from pni_tf.files import file_digest, replacing
 from pni_tf.training.callbacks import HistoryFile
 
 _NAME = re.compile(r"epoch-(\d{5,})-step-(\d{7,})-([0-9a-f]{16})\.npz")
@@ -389,4 +388,4 @@ def _array(variable):
 
 
 def _digest(path):
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    return file_digest(path, name=False)[:16]

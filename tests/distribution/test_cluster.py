@@ -162,7 +162,7 @@ def test_workers_with_other_flags_are_refused():
     raised = meet([(Cluster(hosts, 0), "a"), (Cluster(hosts, 1), "b")], 30)
     for error in raised:
         assert isinstance(error, ValueError)
-        assert "worker 1 was started with flags or a cluster other than" in str(error)
+        assert "worker 1 was started with other flags or another cluster" in str(error)
 
 
 def test_workers_with_another_cluster_are_refused():
