@@ -136,7 +136,7 @@ def public_names():
 
 @pytest.mark.parametrize("page", [README, *DOCS.values()], ids=lambda page: page.stem)
 def test_what_users_are_told_of_can_be_imported_from_pni_tf(page):
-    code = re.findall(r"`([^`\n]+)`", prose_of(page)) + programs_of(page)
+    code = re.findall(r"`([^`]+)`", prose_of(page)) + programs_of(page)
     named = set(re.findall(r"(?<!import )\bpni_tf\.(\w+)", "\n".join(code)))
     if page.stem != "architecture":  # which is for those who change the code
         words = set(re.findall(r"(?<![-./\w])\w+(?![./\w])", "\n".join(code)))
