@@ -39,7 +39,7 @@ class _Parser(flags.ArgumentParser):
 
     def parse(self, argument):
         if not isinstance(argument, str):
-            return argument  # absl passes the default, too
+            return argument  # This is the default, which absl passes too.
         try:
             texts = argument.split(",") if self.several else [argument]
             values = tuple(map(self._convert, texts))
@@ -253,7 +253,7 @@ def _read_flagfile(name, folder, including):
             raise flags.Error(f"the flagfile {path} includes itself")
         # Editors of some systems begin a file with a mark, which "-sig" leaves out.
         lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, ValueError, RuntimeError) as error:  # a NUL in it, ~nobody
+    except (OSError, ValueError, RuntimeError) as error:  # A NUL in it, or ~nobody.
         known = sorted({p.name for base in _CONFIG_FOLDERS for p in base.glob("*.cfg")})
         raise flags.Error(
             f"cannot read the flagfile {str(path)!r}: {error}. "
@@ -264,7 +264,7 @@ def _read_flagfile(name, folder, including):
         if not line or line.startswith(("#", "//")):
             continue
         flag, _, value = line.lstrip("-").partition("=")
-        if flag == "flagfile":  # a value on the next line would be absl's, not ours
+        if flag == "flagfile":  # Values on the next line are for absl alone.
             result += _read_flagfile(value, path.parent, (*including, path))
         else:
             result.append(line)

@@ -70,7 +70,7 @@ class RunDirectory:
                 "(it lacks flags.cfg). Use another folder"
             )
         if self.finished.exists() or not write:
-            return  # and leave everything as it is
+            return  # Everything stays as it is.
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             if several:

@@ -78,7 +78,7 @@ def check(field: dataclasses.Field, value) -> None:
 def kind_of(field: dataclasses.Field) -> tuple[type, bool]:
     """Returns `bool`, `int`, `float` or `str`, and whether the setting is a tuple."""
     kind = field.type
-    if isinstance(kind, types.UnionType):  # with None
+    if isinstance(kind, types.UnionType):  # Of it and None.
         kind = typing.get_args(kind)[0]
     if typing.get_origin(kind) is tuple:
         return typing.get_args(kind)[0], True
