@@ -81,6 +81,7 @@ def test_programs_on_a_model_of_ones_own(folder):
     assert not pni_tf.alphas(keras.saving.load_model("noise_free.keras"))
     assert [path.suffix for path in (folder / "checkpoints").iterdir()] == [".npz"]
     assert pni_tf.load_target("my_saved_model").stochastic
+    assert names["ours"].attack.epsilon == 0.15
 
 
 def test_programs_that_attack():
