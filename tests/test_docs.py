@@ -177,6 +177,14 @@ def test_the_readme_links_every_page_and_has_700_words():
     assert len(text.split()) <= 700
 
 
+def test_the_readme_says_once_how_to_run_the_tests():
+    """`.ci/run` takes that line."""
+    (line,) = [line for line in text_of(README).splitlines() if "&& pytest" in line]
+    assert line.startswith(
+        "python3 -m venv .venv && . .venv/bin/activate && pip install "
+    )
+
+
 def test_experiments_are_those_of_the_configs():
     """Each config has a row, with the costs and the accuracies of its own header."""
     text = text_of(DOCS["experiments"])
