@@ -118,6 +118,8 @@ def _from_slurm():
             auto_set_gpu=False,
         )
         addresses = resolver.cluster_spec().job_tasks("worker")
+        if resolver.task_id not in range(len(addresses)):  # None if it has no place.
+            raise ValueError(f"SLURM_PROCID={os.environ['SLURM_PROCID']} is not a task")
         return Cluster(tuple(addresses), resolver.task_id)
     except (KeyError, ValueError, RuntimeError) as error:
         raise ValueError(
@@ -184,7 +186,7 @@ def _receive(server, cluster, greeting, deadline, timeout):
                 raise WorkerLost(
                     f"no word from worker {', '.join(missing)} for {timeout:g} seconds"
                 ) from None
-            except (OSError, ValueError, TypeError, KeyError):
+            except (OSError, ValueError, TypeError, KeyError, RecursionError):
                 continue  # It is not one of the workers.
             found[index] = connection  # A worker may have been started again.
             if digest != greeting["digest"]:
@@ -233,4 +235,6 @@ def _report(cluster, greeting, deadline, timeout):
         if not answer:
             time.sleep(0.1)  # The chief is not there yet, or is being restarted.
     if answer != b"go":
-        raise ValueError(answer.decode(errors="replace"))
+        # It may be another program that listens there, and say anything.
+        words = re.sub(r"\s+", " ", answer.decode(errors="replace")).strip()
+        raise ValueError(f"the chief at {cluster.addresses[0]} answers: {words!r}")
