@@ -52,8 +52,7 @@ class APGD(Attack):
         target_classes: Number of classes that `"dlr-targeted"` tries.
         restarts: Number of runs, for each class tried.
         rho: Share of the steps between two checkpoints that must raise the loss.
-        early_stop: Whether an image is left alone once it fools the network; right for
-            deterministic networks only.
+        early_stop: Whether an image is left alone once it fools the network; see `PGD`.
 
     Raises:
         ValueError: If an argument is out of its range, or the network has too few

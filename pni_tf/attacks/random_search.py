@@ -36,9 +36,7 @@ class RandomSearch(Attack):
         epsilon: Radius of the ball, in the units of the images (`[0, 1]`).
         samples: Number of points, each a query.
         norm: `"linf"` or `"l2"`.
-        early_stop: Whether an image is left alone once it fools the network. Right for
-            deterministic networks only: fooling one draw of a random network proves
-            little.
+        early_stop: Whether an image is left alone once it fools the network; see `PGD`.
 
     Raises:
         ValueError: If an argument is out of its range.

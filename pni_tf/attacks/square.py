@@ -44,9 +44,7 @@ class Square(Attack):
         queries: Evaluations of each image. With `ExpectationOverNoise` each costs a
             forward pass for every draw, and the mean margin counts.
         initial_fraction: Share of the pixels in the first squares, in `(0, 1]`.
-        early_stop: Whether an image is left alone once it fools the network. Right for
-            deterministic networks only: fooling one draw of a random network proves
-            little.
+        early_stop: Whether an image is left alone once it fools the network; see `PGD`.
         reevaluate: For random networks. The margin with which an image was kept is a
             lucky draw that few later ones beat. With this, each step evaluates the kept
             image again beside the new one, in one forward pass: weight noise is then
