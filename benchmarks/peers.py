@@ -1,15 +1,9 @@
 """What the comparisons with Foolbox and ART share: networks, attacks, scoring."""
 
-import os
-import platform
-import sys
-from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-
+import common  # first: it makes TensorFlow quiet
 import foolbox as fb
 import numpy as np
 import tensorflow as tf
@@ -27,8 +21,9 @@ if not hasattr(tf.keras.losses, "Reduction"):
     )
 
 
-def add_options(parser):
-    """Adds the options of both scripts."""
+def parser_of(docstring):
+    """Returns a parser with the options of both scripts."""
+    parser = common.parser_of(docstring)
     parser.add_argument(
         "--model",
         required=True,
@@ -45,6 +40,10 @@ def add_options(parser):
     parser.add_argument("--cw_learning_rate", type=float, default=1e-2)
     parser.add_argument("--cw_initial_const", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
+    return parser
+
+
+QUICK = {"examples": 2, "steps": 2, "cw_steps": 2, "cw_binary_search_steps": 1}
 
 
 class Victim:
@@ -92,15 +91,13 @@ class Victim:
         parts = [self.compiled(adversarial[i : i + 100]) for i in range(0, count, 100)]
         return np.argmax(np.concatenate(parts), -1) != self.labels[:count]
 
+    def change(self, adversarial):
+        """Returns what an attack has added to the images."""
+        return np.float64(adversarial) - self.images[: len(adversarial)]
+
     def l2(self, adversarial):
         """Returns the Euclidean norm of each change, `[N]`."""
-        change = np.float64(adversarial) - self.images[: len(adversarial)]
-        return np.sqrt(np.sum(change**2, (1, 2, 3)))
-
-    def linf(self, adversarial):
-        """Returns the largest change of a pixel."""
-        change = np.float64(adversarial) - self.images[: len(adversarial)]
-        return np.abs(change).max()
+        return np.sqrt(np.sum(self.change(adversarial) ** 2, (1, 2, 3)))
 
 
 class Ours:
@@ -132,6 +129,30 @@ class Ours:
     def traces(self):
         """Number of times that the attack was traced."""
         return self.graph.experimental_get_tracing_count()
+
+
+def pgd_settings(victim, steps):
+    """Returns the settings of PGD: for ours, for Foolbox and for ART."""
+    size = 2.5 * victim.epsilon / steps
+    return (
+        {"epsilon": victim.epsilon, "step_size": size, "steps": steps},
+        {"abs_stepsize": size, "steps": steps},
+        {"eps": victim.epsilon, "eps_step": size, "max_iter": steps},
+    )
+
+
+def carlini_wagner(options, abort_early):
+    """Returns the C&W attack of ours and that of Foolbox."""
+    shared = {
+        "steps": options.cw_steps,
+        "binary_search_steps": options.cw_binary_search_steps,
+        "initial_const": options.cw_initial_const,
+        "confidence": 0,
+        "abort_early": abort_early,
+    }
+    rate = options.cw_learning_rate
+    ours = pni_tf.CarliniWagnerL2(learning_rate=rate, **shared)
+    return ours, fb.attacks.L2CarliniWagnerAttack(stepsize=rate, **shared)
 
 
 def foolbox_attack(attack, network, epsilon=None):
@@ -178,30 +199,3 @@ def art_attack(name, network, victim, **settings):
         return attack.generate(images, labels)
 
     return run
-
-
-def in_batches(run, images, labels, size, seed):
-    """Attacks the images in batches of at most `size`."""
-    parts = [
-        run(images[i : i + size], labels[i : i + size], seed + i)
-        for i in range(0, len(images), size)
-    ]
-    return np.concatenate(parts)
-
-
-def print_machine():
-    """Prints what the times and the numbers depend on."""
-    names = ("tensorflow", "keras", "foolbox", "adversarial-robustness-toolbox")
-    versions = ", ".join(f"{name} {metadata.version(name)}" for name in names)
-    cpu = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        text = Path("/proc/cpuinfo").read_text()
-        cpu = next(
-            (x.split(": ")[1] for x in text.split("\n") if "model name" in x), ""
-        )
-    gpus = len(tf.config.list_physical_devices("GPU"))
-    load = os.getloadavg()[0]
-    print(f"{os.cpu_count()} CPUs ({cpu}), {gpus} GPUs, load {load:.1f} at the start")
-    print(
-        f"pni_tf {pni_tf.__version__}, {versions}, Python {platform.python_version()}"
-    )

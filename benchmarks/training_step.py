@@ -3,20 +3,21 @@
 
     python benchmarks/training_step.py
     python benchmarks/training_step.py --model=resnet18 --rounds=3
+    python benchmarks/training_step.py --quick --competitors ours
 
-`ours-unfused` is our step without `pni_tf.fuse_batch_norm`, `ours-folded` the step with
-batch normalisation folded in the attack and not fused in training; `torch_peer.py` says
-what the two recipes in PyTorch are. A ratio above 1 means that ours is faster.
+`ours-unfused` is our step on a network in which `pni_tf.fuse_batch_norm` finds nothing
+to fuse; `torch_peer.py` says what the two recipes in PyTorch are. A ratio above 1 means
+that the first competitor is faster.
 """
 
-import argparse
-import statistics
+import contextlib
 
+import common
 import workers
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = common.parser_of(__doc__)
     workers.add_options(parser)
     parser.add_argument(
         "--competitors",
@@ -25,37 +26,32 @@ def main():
         default=["ours", "ours-unfused", "torch-eager", "torch-tuned"],
     )
     parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--profile", action="store_true", help="of each of ours")
-    settings = parser.parse_args()
-    print(workers.machine(settings))
-    print(
-        f"{settings.model}, width {settings.width:g}, PNI-{settings.pni.upper()}, "
-        f"batch {settings.batch_size}, PGD-{settings.attack_steps}, "
-        f"{settings.rounds} rounds"
-    )
-    started = [workers.Worker(name, settings) for name in settings.competitors]
-    times = workers.rounds(started, settings.rounds)
-    first, *_ = settings.competitors
+    options = common.parse(parser, rounds=1, **common.QUICK_STEP)
+    with contextlib.ExitStack() as stack:
+        started = [
+            stack.enter_context(workers.Worker(name, options))
+            for name in options.competitors
+        ]
+        times = {worker.name: [] for worker in started}
+        for _ in range(options.rounds):
+            for worker in started:
+                times[worker.name].append(worker.step())
+        report(started, times)
+
+
+def report(started, times):
+    first = started[0].name
     print(
         f"\n{'':14} {'seconds a step':>28} {f'time / {first}':>20} {'first step':>11} "
         f"{'GiB':>5}"
     )
     for worker in started:
         own = times[worker.name]
-        spread = f"{statistics.median(own):.3f} ({min(own):.3f}-{max(own):.3f})"
-        middle, low, high = workers.ratio(own, times[first])
-        ratios = f"{middle:.2f} ({low:.2f}-{high:.2f})"
+        ratios = common.spread(common.ratios(own, times[first]))
         print(
-            f"{worker.name:14} {spread:>28} {ratios:>20} {worker.first_step:9.1f} s "
-            f"{worker.peak_memory():5.1f}"
+            f"{worker.name:14} {common.spread(own, '.3f'):>28} {ratios:>20} "
+            f"{worker.first_step:9.1f} s {worker.peak_memory():5.1f}"
         )
-    for worker in started:
-        if settings.profile and worker.name in workers.OURS:
-            print(f"\n{worker.name}: milliseconds and number of operations in one step")
-            for kind, milliseconds, count in worker.profile():
-                print(f"  {kind:36} {milliseconds:9.1f} {count:6}")
-    for worker in started:
-        worker.close()
 
 
 if __name__ == "__main__":
