@@ -2,7 +2,7 @@
 """Checks our attacks against those of Foolbox and ART on a deterministic network.
 
     python benchmarks/attack_agreement.py --model=runs/digits_vanilla
-    python benchmarks/attack_agreement.py --model=resnet8 --quick
+    python benchmarks/attack_agreement.py --model=model.keras --quick
 
 Every pair has the same settings; the results are compared image by image, judged by one
 and the same forward pass. Success is the share that is wrong afterwards; L2 is the mean

@@ -2,16 +2,15 @@
 """Measures the attacks against those of Foolbox and ART at the same settings.
 
     python benchmarks/attack_speed.py --model=runs/digits_vanilla --attack=pgd
-    python benchmarks/attack_speed.py --model=resnet8 --attack=zoo --art_examples=10
-    python benchmarks/attack_speed.py --model=resnet8 --attack=cw --quick
+    python benchmarks/attack_speed.py --model=model.keras --attack=zoo --art_examples=10
+    python benchmarks/attack_speed.py --model=model.keras --attack=cw --quick
 
 The network is deterministic. The competitors take turns in each round, so a machine
 that slows down does so for all. Each runs at the batch size that was fastest for it in
-a trial, which also traces and warms up; `first` is the first run of the trial with its
-tracing, at the first batch size (ZOO: of two images). Foolbox and ART get the forward
-pass as a compiled function ("compiled") and, for a Keras model, as their users mostly
-give it ("plain"). One and the same forward pass judges what they found, after the clock
-has stopped. Mean L2 is that of the images beaten. A ratio says how many times faster we
+a trial, which also traces and warms up. Foolbox and ART get the forward pass as a
+compiled function ("compiled") and, for a Keras model, as their users mostly give it
+("plain"). One and the same forward pass judges what they found, after the clock has
+stopped. Mean L2 is that of the images beaten. A ratio says how many times faster we
 are: the median, least and largest of the rounds.
 """
 
@@ -34,7 +33,7 @@ class Row:
 
     def __init__(self, name, run, sizes, limit):
         self.name, self.run, self.sizes, self.limit = name, run, sizes, limit
-        self.size, self.first, self.seconds, self.found = sizes[0], None, [], []
+        self.size, self.seconds, self.found = sizes[0], [], []
 
     def attack(self, victim, seed, limit=None):
         images = victim.images[: limit or self.limit]
@@ -44,7 +43,7 @@ class Row:
         return found, time.perf_counter() - start
 
     def try_sizes(self, victim, limit):
-        self.first = self.attack(victim, 0, limit)[1]
+        self.attack(victim, 0, limit)
         tried = {}
         for size in self.sizes if len(self.sizes) > 1 else ():
             self.size = size
@@ -71,7 +70,6 @@ def rows_of(kind, options, victim):
     count = len(victim.images)
     sizes = sorted({min(size or count, count) for size in options.batch_sizes})
     networks = {"compiled": victim.compiled, "plain": victim.target.logits}
-    networks = {name: networks[name] for name in options.networks}
     rows = []
 
     def add(name, run, sizes=sizes, limit=count):
@@ -82,9 +80,8 @@ def rows_of(kind, options, victim):
         pgd = PGD(**ours)
         print(f"\n{pgd}")
         add("ours, early_stop=False", peers.Ours(pgd, victim))
-        if not victim.untrained:
-            stops = dataclasses.replace(pgd, early_stop=True)
-            add("ours, early_stop=True", peers.Ours(stops, victim))
+        stops = dataclasses.replace(pgd, early_stop=True)
+        add("ours, early_stop=True", peers.Ours(stops, victim))
         theirs = fb.attacks.LinfPGD(**foolbox)
         name = "ProjectedGradientDescent"
         for form, network in networks.items():
@@ -103,7 +100,7 @@ def rows_of(kind, options, victim):
             iterations=options.zoo_iterations,
             coordinates=min(128, int(np.prod(victim.target.image_shape))),
             space="box",
-            initial_const=options.zoo_initial_const,
+            initial_const=1.0,
             binary_search_steps=1,
             patience=max(1, options.zoo_iterations // 10),  # ART's
             query_noise="none",
@@ -142,15 +139,11 @@ def compare(kind, options, victim):
             row.play(victim, seed=1000 * (number + options.seed))
     count = len(victim.images)
     before = 100 * (1 - victim.fooled(victim.images).mean())
-    untrained = " (untrained: accuracy means nothing)" if victim.untrained else ""
     print(f"{count} images of {options.dataset}, {options.rounds} rounds, ", end="")
-    print(f"seed {options.seed}; accuracy before {before:.2f} %{untrained}")
+    print(f"seed {options.seed}; accuracy before {before:.2f} %")
     ours = [row for row in rows if row.name.startswith("ours")]
     titles = "".join(f"{'ratio' + row.name[4:]:>32}" for row in ours)
-    print(
-        f"{'':24}{'batch':>6}{'first s':>9}{'median s':>10}{'min-max':>16}"
-        f"{'left %':>8}{'mean L2':>9}{titles}"
-    )
+    print(f"{'':24}{'batch':>6}{'seconds':>28}{'left %':>8}{'mean L2':>9}{titles}")
     for row in rows:
         print(line_of(row, ours, victim))
         if kind == "zoo":
@@ -160,10 +153,6 @@ def compare(kind, options, victim):
                 f"    EXTRAPOLATED: {row.limit} images were timed, and their seconds "
                 f"multiplied by {count / row.limit:g}"
             )
-    for row in ours:
-        for size in (50, 7):
-            in_batches(row.run, victim.images[:50], victim.labels[:50], size, 0)
-        print(f"{row.name}: traced {row.run.traces} time(s), for batches of any size")
 
 
 def line_of(row, ours, victim):
@@ -171,8 +160,8 @@ def line_of(row, ours, victim):
     lengths = [victim.l2(x)[bad] for x, bad in zip(row.found, fooled, strict=True)]
     length = np.mean(np.concatenate(lengths)) if np.any(fooled) else np.nan
     line = (
-        f"{row.name:24}{row.size:>6}{row.first:>9.2f}{np.median(row.seconds):>10.3f}"
-        f"{min(row.seconds):>9.3f}-{max(row.seconds):<6.3f}"
+        f"{row.name:24}{row.size:>6}"
+        f"{common.spread(row.seconds, '.3f'):>28}"
         f"{100 * (1 - np.mean(fooled)):>8.2f}{length:>9.4f}"
     )
     for one in ours:
@@ -201,11 +190,7 @@ def main():
     parser.add_argument(
         "--batch_sizes", type=int, nargs="+", default=[32, 128, 0], help="0 is all"
     )
-    parser.add_argument(
-        "--networks", nargs="+", default=["compiled", "plain"], help="of the others"
-    )
     parser.add_argument("--zoo_iterations", type=int, default=1000)
-    parser.add_argument("--zoo_initial_const", type=float, default=1.0)
     parser.add_argument("--art_examples", type=int, help="of ART's ZOO; then scaled")
     small = {"rounds": 1, "batch_sizes": [0], "zoo_iterations": 2}
     options = common.parse(parser, **small, **peers.QUICK)

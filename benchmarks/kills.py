@@ -69,14 +69,11 @@ def kill(processes, run_dir, generator, while_writing, seconds):
 
 def compare(expected, found, tolerance):
     """Returns what differs between two finished runs."""
-    names = [
-        {p.name.rpartition("-")[0]: p for p in common.checkpoints(run)}
-        for run in (expected, found)
-    ]
-    if list(names[0]) != list(names[1]):
-        return [f"checkpoints {list(names[0])} and {list(names[1])}"]
-    newest = max(names[0])
-    ours, theirs = (common.checkpoint_variables(files[newest]) for files in names)
+    newest = [common.checkpoints(run)[-1] for run in (expected, found)]
+    names = [path.name.rpartition("-")[0] for path in newest]  # without the digest
+    if names[0] != names[1]:
+        return [f"checkpoints {names}"]
+    ours, theirs = map(common.checkpoint_variables, newest)
     problems = [k for k in ours if not np.array_equal(ours[k], theirs.get(k))]
     rows = [common.history(run) for run in (expected, found)]
     if [r["epoch"] for r in rows[0]] != [r["epoch"] for r in rows[1]]:

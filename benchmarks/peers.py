@@ -1,6 +1,5 @@
 """What the comparisons with Foolbox and ART share: networks, attacks, scoring."""
 
-from pathlib import Path
 from types import SimpleNamespace
 
 import common  # first: it makes TensorFlow quiet
@@ -27,8 +26,7 @@ def parser_of(docstring):
     parser.add_argument(
         "--model",
         required=True,
-        help="run directory, .keras file or SavedModel of a deterministic network; or "
-        "the name of an architecture, which stays untrained (for speed only)",
+        help="run directory, .keras file or SavedModel of a deterministic network",
     )
     parser.add_argument("--dataset", choices=tuple(EPSILON), default="digits")
     parser.add_argument("--data_dir", help="of TensorFlow Datasets")
@@ -53,7 +51,6 @@ class Victim:
         target: As `pni_tf.load_target` returns it.
         compiled: Its forward pass as a `tf.function`, for batches of any size.
         images, labels: NumPy arrays.
-        untrained: Whether the weights are random.
     """
 
     def __init__(self, options):
@@ -62,23 +59,13 @@ class Victim:
         )
         self.images = data.test.images_float()[: options.examples]
         self.labels = data.test.labels[: options.examples]
-        self.untrained = not Path(options.model).exists()
-        source = options.model
-        if self.untrained:
-            source = pni_tf.build_model(
-                options.model,
-                input_shape=data.info.image_shape,
-                num_classes=data.info.num_classes,
-            )
-        self.target = pni_tf.load_target(source)
+        self.target = pni_tf.load_target(options.model)
         if self.target.stochastic:
             raise SystemExit("The comparison is of deterministic networks.")
         self.spec = tf.TensorSpec([None, *self.target.image_shape], tf.float32)
         self.compiled = tf.function(
             self.target.logits, input_signature=[self.spec], autograph=False
         )
-        if self.untrained:
-            self.labels = self.target.predict(self.images)
         self.epsilon = options.epsilon or EPSILON[options.dataset]
 
     def fooled(self, adversarial):
@@ -124,11 +111,6 @@ class Ours:
         found, queries = self.graph(images, labels, np.array([seed, len(images)]))
         self.queries = int(np.sum(queries))
         return found.numpy()
-
-    @property
-    def traces(self):
-        """Number of times that the attack was traced."""
-        return self.graph.experimental_get_tracing_count()
 
 
 def pgd_settings(victim, steps):

@@ -19,6 +19,7 @@ import traceback
 from pathlib import Path
 from unittest import mock
 
+from absl import logging  # noqa: F401, whose flags must not go with those of a command
 from absl.testing import flagsaver
 
 
