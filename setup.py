@@ -33,6 +33,7 @@ setup(
         "pni_tf.evaluation",
         "pni_tf.noise",
         "pni_tf.reproduce",
+        "pni_tf.settings",
         "pni_tf.training",
     ],
     # The flagfiles live at the top of the checkout, and inside an installed package.

@@ -20,26 +20,40 @@ __version__ = "0.1.0"
 
 _MODULE_OF = {
     "APGD": "attacks",
-    "FGSM": "attacks",
-    "PGD": "attacks",
-    "ZOO": "attacks",
+    "Adversarial": "settings.training",
     "Attack": "attacks",
     "BoundedSensitivity": "noise.pixeldp",
     "CarliniWagnerL2": "attacks",
+    "Checkpoint": "training.checkpoints",
+    "Computation": "settings.training",
     "ExpectationOverNoise": "attacks",
+    "FGSM": "attacks",
     "FixedNoise": "noise.layers",
+    "Network": "settings.training",
+    "Optimisation": "settings.training",
+    "Outcome": "attacks",
+    "PGD": "attacks",
     "PNIAdversarialModel": "training.trainer",
     "PNIInput": "noise.layers",
     "PNIOutput": "noise.layers",
     "PNIWeight": "noise.layers",
     "RandomSearch": "attacks",
+    "Recipe": "settings.training",
+    "Result": "evaluation",
+    "ResultStore": "evaluation",
+    "Scenario": "evaluation",
     "Square": "attacks",
+    "Target": "targets",
     "Transfer": "attacks",
+    "ZOO": "attacks",
     "alphas": "noise.injection",
+    "assemble_trainer": "training.assembly",
     "build_model": "models",
     "certify": "evaluation",
+    "evaluate_curve": "evaluation",
     "evaluate_robustness": "evaluation",
     "export_saved_model": "export",
+    "format_table": "evaluation.report",
     "freeze_noise": "noise.injection",
     "fuse_batch_norm": "noise.fusion",
     "inject_pixeldp": "noise.pixeldp",
@@ -48,10 +62,16 @@ _MODULE_OF = {
     "load_dataset": "data",
     "load_target": "targets",
     "make_attack": "attacks",
+    "paper_suite": "evaluation",
     "run_checklist": "evaluation",
+    "standard_scenarios": "evaluation",
+    "steps_per_epoch": "data",
     "strip_noise": "noise.injection",
     "strong_suite": "evaluation",
     "train_substitute": "attacks",
+    "training_batches": "data",
+    "union": "evaluation",
+    "worst_cases": "evaluation",
 }
 
 __all__ = [*_MODULE_OF, "__version__"]
@@ -95,25 +115,31 @@ class _AfterKeras:
     """
 
     def find_spec(self, name, path=None, target=None):
-        if name != "keras":
+        if name != "keras" or self not in sys.meta_path:
             return None
-        others = (finder for finder in sys.meta_path if finder is not self)
-        specs = (finder.find_spec(name, path, target) for finder in others)
+        # Earlier finders have not found it. One of them may be a hook like this, which
+        # asks this one: to ask it in turn would never end.
+        later = sys.meta_path[sys.meta_path.index(self) + 1 :]
+        finders = (getattr(finder, "find_spec", None) for finder in later)
+        specs = (find(name, path, target) for find in finders if find)
         spec = next(filter(None, specs), None)
-        if spec is not None:
-            execute = spec.loader.exec_module
+        execute = getattr(getattr(spec, "loader", None), "exec_module", None)
+        if execute is not None:
 
             def execute_and_register(module):
+                # The loader of an archive, for one, loads other modules too.
+                if module.__name__ != name or self not in sys.meta_path:
+                    return execute(module)
+                check_backend()
                 execute(module)
-                if self in sys.meta_path:
-                    sys.meta_path.remove(self)
-                    _register()
+                _register()
+                sys.meta_path.remove(self)
 
             spec.loader.exec_module = execute_and_register
         return spec
 
 
-if "keras" in sys.modules:
+if sys.modules.get("keras") is not None:
     _register()
 else:
     sys.meta_path.insert(0, _AfterKeras())

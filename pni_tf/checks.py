@@ -1,5 +1,6 @@
 """What is refused, and how it is said: numbers, choices, images, labels, models."""
 
+import math
 import numbers
 
 import keras
@@ -20,8 +21,8 @@ def validate_images(
         float32 `[N, height, width, channels]`.
 
     Raises:
-        ValueError: If they are no floats, not of this rank or shape, empty, not finite,
-            or outside [0, 1].
+        ValueError: If they are not floats, not of this rank or shape, empty, not
+            finite, or outside [0, 1].
     """
     images = _array("images", images)
     if not np.issubdtype(images.dtype, np.floating):
@@ -81,8 +82,8 @@ def validate_labels(
         int64 `[N]`.
 
     Raises:
-        ValueError: If they are no integers, not of rank 1, too few or too many, or out
-            of range.
+        ValueError: If they are not integers, not of rank 1, too few or too many, or
+            out of range.
     """
     labels = _array(name, labels)
     if labels.ndim != 1:
@@ -96,7 +97,7 @@ def validate_labels(
             f"`{name}` must be as many as the {num_examples} images. "
             f"Received: len({name})={len(labels)}"
         )
-    if labels.dtype.kind not in "iu":  # NumPy calls durations integers
+    if labels.dtype.kind not in "iu":  # NumPy calls durations integers too.
         raise ValueError(
             f"`{name}` must be integers. "
             f"Received: {name}.dtype={labels.dtype}. Convert by {name}.astype('int64')"
@@ -114,20 +115,32 @@ def _array(name, values):
     try:
         return np.asarray(values)
     except ValueError as error:
-        raise ValueError(f"`{name}` is no array. Received: {error}") from error
+        raise ValueError(f"`{name}` is not an array. Received: {error}") from error
 
 
-def check_number(name: str, value: float, *, minimum: float, integer=False) -> None:
-    """Raises a ValueError unless `value` is a finite number of at least `minimum`."""
-    kind = numbers.Integral if integer else numbers.Real  # NumPy's scalars too
+def check_number(
+    name: str,
+    value: float,
+    *,
+    minimum: float = -math.inf,
+    above: float = -math.inf,
+    maximum: float = math.inf,
+    below: float = math.inf,
+    integer: bool = False,
+) -> None:
+    """Raises a ValueError unless `value` is a finite number within its bounds."""
+    kind = numbers.Integral if integer else numbers.Real  # NumPy's scalars are, too.
     if (
         not isinstance(value, kind)
         or isinstance(value, bool)
-        or not minimum <= value < float("inf")
+        or not (minimum <= value <= maximum and above < value < below)
     ):
+        words = ("of at least", "above", "at most", "below")
+        limits = zip(words, (minimum, above, maximum, below), strict=True)
+        known = [f"{word} {limit}" for word, limit in limits if math.isfinite(limit)]
         noun = "an integer" if integer else "a finite number"
         raise ValueError(
-            f"`{name}` must be {noun} of at least {minimum}. Received: {name}={value!r}"
+            f"`{name}` must be {noun} {' and '.join(known)}. Received: {name}={value!r}"
         )
 
 
@@ -139,7 +152,7 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
         )
 
 
-_PROBABILITIES = ("softmax", "softmax_v2", "sigmoid")  # the second is TensorFlow's
+_PROBABILITIES = ("softmax", "softmax_v2", "sigmoid")  # TensorFlow has the second.
 
 
 def check_logits(model: keras.Model) -> None:
@@ -172,7 +185,7 @@ def _last_operation(model):
 
 
 def _is_cast(operation):
-    # The idiom for float32 outputs under mixed precision.
+    # This is the idiom for float32 outputs under mixed precision.
     return (
         isinstance(operation, keras.layers.Activation)
         and operation.activation is keras.activations.linear

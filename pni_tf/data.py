@@ -1,4 +1,4 @@
-"""Datasets as arrays.
+"""Datasets as arrays, and the batches made of them.
 
 Images are uint8 in memory and float32 in [0, 1] in every batch; networks normalise them
 themselves, so that attacks act on [0, 1].
@@ -10,6 +10,8 @@ import os
 
 import numpy as np
 import tensorflow as tf
+
+from pni_tf.checks import check_choice, check_number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,24 +115,21 @@ def _by_255(*values):
 
 _GREY, _COLOUR = (28, 28, 1), (32, 32, 3)
 # CIFAR-10's are those of the PNI authors' code, the others the figures in common use.
-_CIFAR10_STATISTICS = _by_255(125.3, 123.0, 113.9), _by_255(63.0, 62.1, 66.7)
-_CIFAR100_STATISTICS = _by_255(129.3, 124.1, 112.4), _by_255(68.2, 65.4, 70.4)
-_SVHN_STATISTICS = (0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)
-# images = load_dataset("digits").train.images_float().astype("float64")
-# images.mean(), images.std()
-_DIGITS_STATISTICS = (0.3058,), (0.3762,)
+_CIFAR10_STATS = _by_255(125.3, 123.0, 113.9), _by_255(63.0, 62.1, 66.7)
+_CIFAR100_STATS = _by_255(129.3, 124.1, 112.4), _by_255(68.2, 65.4, 70.4)
+_SVHN_STATS = (0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)
+# These are those of `load_dataset("digits").train.images_float()`, in float64.
+_DIGITS_STATS = (0.3058,), (0.3762,)
 DATASETS: dict[str, DatasetInfo] = {
     info.name: info
     for info in (
-        _info("digits", (8, 8, 1), _DIGITS, "sklearn:digits", *_DIGITS_STATISTICS),
+        _info("digits", (8, 8, 1), _DIGITS, "sklearn:digits", *_DIGITS_STATS),
         _info("mnist", _GREY, _DIGITS, "tfds:mnist"),
         _info("fashion_mnist", _GREY, _FASHION, "tfds:fashion_mnist"),
         _info("kmnist", _GREY, _KMNIST, "tfds:kmnist"),
-        _info("cifar10", _COLOUR, _CIFAR10, "tfds:cifar10", *_CIFAR10_STATISTICS, True),
-        _info(
-            "cifar100", _COLOUR, _CIFAR100, "tfds:cifar100", *_CIFAR100_STATISTICS, True
-        ),
-        _info("svhn", _COLOUR, _DIGITS, "tfds:svhn_cropped", *_SVHN_STATISTICS),
+        _info("cifar10", _COLOUR, _CIFAR10, "tfds:cifar10", *_CIFAR10_STATS, True),
+        _info("cifar100", _COLOUR, _CIFAR100, "tfds:cifar100", *_CIFAR100_STATS, True),
+        _info("svhn", _COLOUR, _DIGITS, "tfds:svhn_cropped", *_SVHN_STATS),
     )
 }
 
@@ -176,25 +175,18 @@ def load_dataset(
         >>> len(dataset.train), len(dataset.validation), len(dataset.test)
         (1293, 144, 360)
     """
-    if name not in DATASETS:
-        raise ValueError(
-            f"Unknown dataset. Known datasets: {', '.join(DATASETS)}. "
-            f"Received: name={name!r}"
-        )
-    if not 0 <= validation_split < 1:
-        raise ValueError(
-            "`validation_split` must be in [0, 1). "
-            f"Received: validation_split={validation_split}"
-        )
+    check_choice("name", name, tuple(DATASETS))
+    check_number("validation_split", validation_split, minimum=0, below=1)
     info = DATASETS[name]
     provider, _, key = info.source.partition(":")
-    if provider == "sklearn":
-        train, test = _load_digits()
-    else:
-        train, test = _load_tfds(key, data_dir, download)
-    _check_examples("train_examples", train_examples, len(train))
-    _check_examples("test_examples", test_examples, len(test))
-
+    digits = provider == "sklearn"
+    train, test = _load_digits() if digits else _load_tfds(key, data_dir, download)
+    for argument, examples, part in (
+        ("train_examples", train_examples, train),
+        ("test_examples", test_examples, test),
+    ):
+        if examples is not None:  # None is all of them.
+            check_number(argument, examples, minimum=1, maximum=len(part), integer=True)
     chosen = np.random.default_rng(seed).permutation(len(train))[:train_examples]
     held_out = round(validation_split * len(chosen))
     if validation_split and not 0 < held_out < len(chosen):
@@ -224,17 +216,16 @@ def _load_digits():
 
 
 def _load_tfds(name, data_dir, download):
-    import tensorflow_datasets as tfds  # Here, as digits can do without it.
+    import tensorflow_datasets as tfds  # Here, because digits do without it.
 
-    if data_dir is not None:
-        data_dir = os.path.expanduser(data_dir)
+    data_dir = None if data_dir is None else os.path.expanduser(data_dir)
     builder = tfds.builder(name, data_dir=data_dir, try_gcs=False)
     folder, root = builder.data_path, builder.data_dir_root
     if not builder.info.splits:
         remedy = (
-            f"Download it (`download=True`, on the command line `--download`), or name "
+            "Download it (`download=True`, on the command line `--download`), or name "
             f"the folder that holds `{name}/` (`data_dir=`, `--data_dir=DIR` or the "
-            f"environment variable TFDS_DATA_DIR), or prepare it on another machine "
+            "environment variable TFDS_DATA_DIR), or prepare it on another machine "
             f"with `tfds build {name} --data_dir=DIR` and copy DIR"
         )
         if not download:
@@ -265,14 +256,6 @@ def _load_tfds(name, data_dir, download):
 
 def _take(split, rows):
     return Split(split.images[rows], split.labels[rows], split.scale)
-
-
-def _check_examples(argument, examples, available):
-    if examples is not None and not 1 <= examples <= available:
-        raise ValueError(
-            f"`{argument}` must be in 1..{available}, or `None` for all. "
-            f"Received: {argument}={examples}"
-        )
 
 
 def training_batches(
@@ -312,16 +295,9 @@ def training_batches(
         >>> steps = steps_per_epoch(dataset.train, 128)
         >>> model.fit(batches, steps_per_epoch=steps, shuffle=False)
     """
-    steps_per_epoch(split, batch_size)  # Checks both.
-    if first_epoch < 0:
-        raise ValueError(
-            f"`first_epoch` must be at least 0. Received: first_epoch={first_epoch}"
-        )
-    if not 0 <= first_step < steps_per_epoch(split, batch_size):
-        raise ValueError(
-            "`first_step` must be a step of an epoch, from 0. "
-            f"Received: first_step={first_step}"
-        )
+    steps = steps_per_epoch(split, batch_size)
+    check_number("first_epoch", first_epoch, minimum=0, integer=True)
+    check_number("first_step", first_step, minimum=0, below=steps, integer=True)
     # One copy, captured by `load`: an array would become a constant of its graph.
     with tf.device("CPU"):
         images, labels = tf.constant(split.images), tf.constant(split.labels)
@@ -330,9 +306,8 @@ def training_batches(
 
     def batches_of(epoch):
         epoch_seed = tf.random.fold_in(base_seed, epoch)
-        order = tf.random.experimental.stateless_shuffle(
-            tf.range(len(split)), seed=epoch_seed
-        )
+        rows = tf.range(len(split))
+        order = tf.random.experimental.stateless_shuffle(rows, epoch_seed)
         batches = tf.data.Dataset.from_tensor_slices(order).batch(batch_size)
         batches = batches.enumerate().map(
             lambda step, rows: (rows, tf.random.fold_in(epoch_seed, step))
@@ -343,7 +318,7 @@ def training_batches(
         batch = tf.gather(images, rows)
         if augment:
             batch = random_flip_and_crop(batch, batch_seed)
-        return _to_float(batch, split.scale), tf.gather(labels, rows)
+        return tf.cast(batch, tf.float32) / split.scale, tf.gather(labels, rows)
 
     epochs = tf.data.Dataset.counter(first_epoch)
     batches = epochs.flat_map(batches_of).map(load, tf.data.AUTOTUNE)
@@ -362,17 +337,13 @@ def evaluation_batches(split: Split, *, batch_size: int) -> tf.data.Dataset:
 
     Raises:
         ValueError: If `batch_size` is less than 1 or the split is empty.
-
-    Example:
-        >>> model.evaluate(evaluation_batches(dataset.test, batch_size=500))
     """
-    steps_per_epoch(split, batch_size)  # Checks both.
+    steps_per_epoch(split, batch_size)  # It checks both.
     batches = tf.data.Dataset.from_tensor_slices((split.images, split.labels))
-    return (
-        batches.batch(batch_size)
-        .map(lambda images, labels: (_to_float(images, split.scale), labels))
-        .prefetch(tf.data.AUTOTUNE)
+    batches = batches.batch(batch_size).map(
+        lambda images, labels: (tf.cast(images, tf.float32) / split.scale, labels)
     )
+    return batches.prefetch(tf.data.AUTOTUNE)
 
 
 def steps_per_epoch(split: Split, batch_size: int) -> int:
@@ -381,10 +352,7 @@ def steps_per_epoch(split: Split, batch_size: int) -> int:
     Raises:
         ValueError: If `batch_size` is less than 1 or the split is empty.
     """
-    if batch_size < 1:
-        raise ValueError(
-            f"`batch_size` must be at least 1. Received: batch_size={batch_size}"
-        )
+    check_number("batch_size", batch_size, minimum=1, integer=True)
     if not len(split):
         raise ValueError("`split` must hold at least one image. Received: none")
     return math.ceil(len(split) / batch_size)
@@ -405,11 +373,7 @@ def random_flip_and_crop(
     Returns:
         Images of the same shape and dtype.
 
-    Example:
-        >>> images = random_flip_and_crop(images, tf.constant([0, 1], tf.int64))
-
-    Reference:
-        - [Deep Residual Learning](https://arxiv.org/abs/1512.03385), section 4.2
+    Reference: https://arxiv.org/abs/1512.03385, section 4.2.
     """
     count, height, width = tf.shape(images)[0], *images.shape[1:3]
     flip_seed, crop_seed = tf.unstack(tf.random.split(seed))
@@ -423,7 +387,3 @@ def random_flip_and_crop(
     columns = offsets[:, 1:] + tf.range(width)
     images = tf.gather(images, rows, axis=1, batch_dims=1)
     return tf.gather(images, columns, axis=2, batch_dims=1)
-
-
-def _to_float(images, scale):
-    return tf.cast(images, tf.float32) / scale

@@ -15,207 +15,16 @@ import keras
 from keras import layers
 from keras.initializers import Constant, TruncatedNormal, VarianceScaling
 
-# How kernel and bias start; `None` is no bias. Keras' own `he_normal` would be a
-# truncated normal distribution, torch's `kaiming_normal_` is not.
+from pni_tf.checks import check_choice, check_number
+
+# How kernel and bias start; a bias of `None` means there is none. Keras' own
+# `he_normal` would be a truncated normal distribution, unlike torch's.
 _kaiming_normal = functools.partial(
     VarianceScaling, 2, distribution="untruncated_normal"
 )
 _RESNET_CONV = functools.partial(_kaiming_normal, mode="fan_out"), None
 _RESNET_DENSE = functools.partial(_kaiming_normal, mode="fan_in"), "zeros"
 _MADRY = functools.partial(TruncatedNormal, stddev=0.1), Constant(0.1)
-
-
-def cifar_resnet(
-    depth: int = 20,
-    width: float = 1,
-    *,
-    input_shape: tuple[int, int, int] = (32, 32, 3),
-    num_classes: int = 10,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    weight_decay: float = 0.0,
-    synchronized: bool = False,
-    seed: int | None = None,
-    name: str | None = None,
-) -> keras.Model:
-    """Builds the residual network of He et al. for CIFAR, of depth 6n + 2.
-
-    Three stages of n blocks with 16, 32 and 64 channels (times `width`). Where the
-    resolution halves, the shortcut takes every second pixel and appends zero channels
-    (option A), so it has no parameters. Convolutions have no bias, are initialised
-    from N(0, sqrt(2 / (kh * kw * out))) and see one pixel of padding on each side;
-    batch normalisation uses epsilon 1e-5 and momentum 0.9 (torch's 0.1). These are the
-    choices of the PNI authors' code.
-
-    Layers are named after Table 1 of the paper: `conv0`, then `conv<stage>_<index>`
-    (`conv1_0` is the table's Conv1.0), and `logits` for its FC.
-
-    Args:
-        depth: Number of layers with a kernel: 8, 14, 20, 26, 32, ...
-        width: Factor on the number of channels, e.g. 1.5 for 24, 48 and 96.
-        input_shape: `(height, width, channels)` of one image.
-        num_classes: Number of logits, at least 2.
-        mean: Channel means, in units of [0, 1]. With `std`, a non-trainable layer
-            `normalization` computes `(images - mean) / std` in front of the network.
-        std: Channel standard deviations, in units of [0, 1].
-        weight_decay: Coefficient wd of torch's coupled rule, which adds `wd * w` to the
-            gradient of *every* trainable parameter `w`, biases and batch normalisation
-            included. It is an L2(wd / 2) regularizer on each of them, so noise scales
-            that are added later are outside it.
-        synchronized: Whether batch normalisation takes its statistics over all
-            replicas of a `tf.distribute` strategy.
-        seed: Seed of all initial weights; each layer derives its own from it. `None`
-            draws them from Keras' global generator.
-        name: Name of the model, by default `resnet<depth>`.
-
-    Returns:
-        A Functional `keras.Model`: float images `[N, height, width, channels]` in
-        [0, 1] to float32 logits `[N, num_classes]`.
-
-    Raises:
-        ValueError: If an argument is out of its range.
-
-    Example:
-        >>> model = cifar_resnet(20, width=1.5)
-        >>> sum(w.shape.num_elements() for w in model.trainable_weights)
-        605026
-
-    Reference:
-        - [Deep Residual Learning](https://arxiv.org/abs/1512.03385), section 4.2
-        - [Parametric Noise Injection](https://arxiv.org/abs/1811.09310), section 4.1
-    """
-    if depth < 8 or (depth - 2) % 6:
-        raise ValueError(
-            "`depth` must be 6n + 2 with n >= 1 (8, 14, 20, 26, 32, ...). "
-            f"Received: depth={depth}"
-        )
-    channels = _scaled(16, width)
-    make = _LayerMaker(weight_decay, synchronized, seed)
-    inputs, x = _normalized_input(input_shape, mean, std)
-    x = make.stem(x, channels)
-    for stage in (1, 2, 3):
-        filters = channels * 2 ** (stage - 1)
-        for block in range((depth - 2) // 6):
-            strides = 2 if stage > 1 and block == 0 else 1
-            shortcut = x if strides == 1 else _pool_and_pad(x, f"shortcut{stage}")
-            x = make.residual_block(x, shortcut, filters, strides, stage, block)
-    outputs = make.classifier(x, num_classes)
-    return keras.Model(inputs, outputs, name=name or f"resnet{depth}")
-
-
-def resnet18(
-    width: float = 1,
-    *,
-    input_shape: tuple[int, int, int] = (32, 32, 3),
-    num_classes: int = 10,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    weight_decay: float = 0.0,
-    synchronized: bool = False,
-    seed: int | None = None,
-    name: str | None = None,
-) -> keras.Model:
-    """Builds ResNet-18 for small images: the paper's redundant network.
-
-    A 3x3 stem of stride 1 without pooling, then four stages of two blocks with 64, 128,
-    256 and 512 channels (times `width`). Where the resolution halves, the shortcut is a
-    1x1 convolution with batch normalisation, named `projection<stage>`.
-
-    Args:
-        width: Factor on the number of channels.
-        input_shape, num_classes, mean, std, weight_decay, synchronized, seed, name:
-            As in `cifar_resnet`.
-
-    Returns:
-        A Functional `keras.Model`, as `cifar_resnet` returns.
-
-    Raises:
-        ValueError: If an argument is out of its range.
-
-    Example:
-        >>> model = resnet18(num_classes=100)
-
-    Reference:
-        - [Deep Residual Learning](https://arxiv.org/abs/1512.03385), table 1
-    """
-    channels = _scaled(64, width)
-    make = _LayerMaker(weight_decay, synchronized, seed)
-    inputs, x = _normalized_input(input_shape, mean, std)
-    x = make.stem(x, channels)
-    for stage in (1, 2, 3, 4):
-        filters = channels * 2 ** (stage - 1)
-        for block in (0, 1):
-            strides = 2 if stage > 1 and block == 0 else 1
-            shortcut = x
-            if strides == 2:
-                shortcut = make.conv(x, filters, f"projection{stage}", 1, strides=2)
-                shortcut = make.batch_norm(shortcut, f"projection{stage}_bn")
-            x = make.residual_block(x, shortcut, filters, strides, stage, block)
-    outputs = make.classifier(x, num_classes)
-    return keras.Model(inputs, outputs, name=name or "resnet18")
-
-
-def mnist_cnn(
-    width: float = 1,
-    *,
-    input_shape: tuple[int, int, int] = (28, 28, 1),
-    num_classes: int = 10,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    weight_decay: float = 0.0,
-    synchronized: bool = False,
-    seed: int | None = None,
-    name: str | None = None,
-) -> keras.Model:
-    """Builds the MNIST network of Madry et al.
-
-    Convolution 5x5 with 32 channels, ReLU, 2x2 max pooling; the same with 64 channels;
-    a dense layer of 1024 units, ReLU; logits. Kernels start from a normal distribution
-    of standard deviation 0.1 cut off at two of them, biases at 0.1, as in its authors'
-    code.
-
-    Args:
-        width: Factor on the 32 and 64 channels and on the 1024 units.
-        synchronized: Without effect, as the network has no batch normalisation.
-        input_shape, num_classes, mean, std, weight_decay, seed, name: As in
-            `cifar_resnet`. Madry et al. use no normalisation.
-
-    Returns:
-        A Functional `keras.Model`, as `cifar_resnet` returns.
-
-    Raises:
-        ValueError: If an argument is out of its range.
-
-    Example:
-        >>> model = mnist_cnn(width=0.5)
-
-    Reference:
-        - [Towards Deep Learning Models Resistant to Adversarial Attacks](
-          https://arxiv.org/abs/1706.06083), section 5
-    """
-    make = _LayerMaker(weight_decay, synchronized, seed)
-    inputs, x = _normalized_input(input_shape, mean, std)
-    for index, channels in enumerate((32, 64)):
-        x = make.conv(x, _scaled(channels, width), f"conv{index}", 5, initial=_MADRY)
-        x = layers.ReLU(name=f"relu{index}")(x)
-        x = layers.MaxPooling2D(2, padding="same", name=f"pool{index}")(x)
-    x = layers.Flatten(name="flatten")(x)
-    x = make.dense(x, _scaled(1024, width), "fc0", _MADRY)
-    x = layers.ReLU(name="relu2")(x)
-    outputs = make.logits(x, num_classes, _MADRY)
-    return keras.Model(inputs, outputs, name=name or "mnist_cnn")
-
-
-MODELS: dict[str, Callable[..., keras.Model]] = {
-    # Small enough to train on 8x8 digits within a minute on a CPU.
-    "resnet8": functools.partial(cifar_resnet, 8),
-    "resnet20": functools.partial(cifar_resnet, 20),
-    "resnet32": functools.partial(cifar_resnet, 32),
-    "resnet44": functools.partial(cifar_resnet, 44),
-    "resnet56": functools.partial(cifar_resnet, 56),
-    "resnet18": resnet18,
-    "mnist_cnn": mnist_cnn,
-}
 
 
 def build_model(
@@ -230,53 +39,147 @@ def build_model(
     synchronized: bool = False,
     seed: int | None = None,
 ) -> keras.Model:
-    """Builds one of the networks of `MODELS` by its name.
+    """Builds one of the networks of `MODELS`.
+
+    - `"resnet8"`, `"resnet20"`, `"resnet32"`, `"resnet44"`, `"resnet56"`: the residual
+      networks of He et al. for CIFAR; the first is small enough to train on 8x8 digits
+      within a minute on a CPU.
+    - `"resnet18"`: the wide one, the paper's redundant network.
+    - `"mnist_cnn"`: the network of Madry et al. for MNIST, who use no normalisation.
+
+    Layers with a kernel are named after Table 1 of the paper: `conv0`, then
+    `conv<stage>_<index>` (`conv1_0` is the table's Conv1.0), and `logits` for its FC.
 
     Args:
-        name: A key of `MODELS`, e.g. `"resnet20"`.
-        width, input_shape, num_classes, mean, std, weight_decay, synchronized, seed:
-            As in `cifar_resnet`.
+        name: A key of `MODELS`.
+        width: Factor on the number of channels, e.g. 1.5 for 24, 48 and 96.
+        input_shape: `(height, width, channels)` of one image.
+        num_classes: Number of logits, at least 2.
+        mean: Channel means, in units of [0, 1]. With `std`, a non-trainable layer
+            `normalization` computes `(images - mean) / std` in front of the network.
+        std: Channel standard deviations, in units of [0, 1].
+        weight_decay: Coefficient wd of torch's coupled rule, which adds `wd * w` to the
+            gradient of *every* trainable parameter `w`, biases and batch normalisation
+            included. It is an L2(wd / 2) regularizer on each of them, so noise scales
+            that are added later are outside it.
+        synchronized: Whether batch normalisation takes its statistics over all
+            replicas of a `tf.distribute` strategy.
+        seed: Seed of all initial weights; each layer derives its own from it. `None`
+            draws them from Keras' global generator.
 
     Returns:
-        A Functional `keras.Model` called `name`, as `cifar_resnet` returns.
+        A Functional `keras.Model` called `name`: float images `[N, height, width,
+        channels]` in [0, 1] to float32 logits `[N, num_classes]`.
 
     Raises:
         ValueError: If the name is unknown or an argument is out of its range.
 
     Example:
-        >>> model = build_model("resnet8", input_shape=(8, 8, 1), num_classes=10)
+        >>> model = build_model(
+        ...     "resnet20", width=1.5, input_shape=(32, 32, 3), num_classes=10
+        ... )
+        >>> sum(w.shape.num_elements() for w in model.trainable_weights)
+        605026
+
+    Reference:
+        - [Deep Residual Learning](https://arxiv.org/abs/1512.03385), section 4.2 and
+          table 1
+        - [Parametric Noise Injection](https://arxiv.org/abs/1811.09310), section 4.1
+        - [Towards Deep Learning Models Resistant to Adversarial Attacks](
+          https://arxiv.org/abs/1706.06083), section 5
     """
-    if name not in MODELS:
-        raise ValueError(
-            f"Unknown model. Known models: {', '.join(MODELS)}. Received: name={name!r}"
-        )
-    return MODELS[name](
-        width=width,
-        input_shape=input_shape,
-        num_classes=num_classes,
-        mean=mean,
-        std=std,
-        weight_decay=weight_decay,
-        synchronized=synchronized,
-        seed=seed,
-        name=name,
-    )
+    check_choice("name", name, tuple(MODELS))
+    check_number("num_classes", num_classes, minimum=2, integer=True)
+    check_number("weight_decay", weight_decay, minimum=0)
+    make = _LayerMaker(width, num_classes, weight_decay, synchronized, seed)
+    inputs, x = _normalized_input(input_shape, mean, std)
+    return keras.Model(inputs, MODELS[name](make, x), name=name)
+
+
+def _cifar_resnet(make, x, depth):
+    """Three stages of n blocks with 16, 32 and 64 channels, for a depth of 6n + 2.
+
+    Where the resolution halves, the shortcut takes every second pixel and appends zero
+    channels (option A), so it has no parameters. Convolutions have no bias, are
+    initialised from N(0, sqrt(2 / (kh * kw * out))) and see one pixel of padding on
+    each side; batch normalisation uses epsilon 1e-5 and momentum 0.9 (torch's 0.1).
+    These are the choices of the PNI authors' code.
+    """
+    channels = make.scaled(16)
+    x = make.stem(x, channels)
+    for stage in (1, 2, 3):
+        filters = channels * 2 ** (stage - 1)
+        for block in range((depth - 2) // 6):
+            strides = 2 if stage > 1 and block == 0 else 1
+            shortcut = x if strides == 1 else _pool_and_pad(x, f"shortcut{stage}")
+            x = make.residual_block(x, shortcut, filters, strides, stage, block)
+    return make.classifier(x)
+
+
+def _resnet18(make, x):
+    """A 3x3 stem of stride 1 without pooling, then four stages of two blocks.
+
+    They have 64, 128, 256 and 512 channels. Where the resolution halves, the shortcut
+    is a 1x1 convolution with batch normalisation, named `projection<stage>`.
+    """
+    channels = make.scaled(64)
+    x = make.stem(x, channels)
+    for stage in (1, 2, 3, 4):
+        filters = channels * 2 ** (stage - 1)
+        for block in (0, 1):
+            strides = 2 if stage > 1 and block == 0 else 1
+            shortcut = x
+            if strides == 2:
+                shortcut = make.conv(x, filters, f"projection{stage}", 1, strides=2)
+                shortcut = make.batch_norm(shortcut, f"projection{stage}_bn")
+            x = make.residual_block(x, shortcut, filters, strides, stage, block)
+    return make.classifier(x)
+
+
+def _mnist_cnn(make, x):
+    """Two 5x5 convolutions with 32 and 64 channels, and a dense layer of 1024 units.
+
+    ReLU follows each, and 2x2 max pooling each convolution. Kernels start from a normal
+    distribution of standard deviation 0.1 cut off at two of them, biases at 0.1, as in
+    the code of its authors.
+    """
+    for index, channels in enumerate((32, 64)):
+        x = make.conv(x, make.scaled(channels), f"conv{index}", 5, initial=_MADRY)
+        x = layers.ReLU(name=f"relu{index}")(x)
+        x = layers.MaxPooling2D(2, padding="same", name=f"pool{index}")(x)
+    x = layers.Flatten(name="flatten")(x)
+    x = make.dense(x, make.scaled(1024), "fc0", _MADRY)
+    x = layers.ReLU(name="relu2")(x)
+    return make.logits(x, _MADRY)
+
+
+MODELS: dict[str, Callable] = {
+    **{
+        f"resnet{depth}": functools.partial(_cifar_resnet, depth=depth)
+        for depth in (8, 20, 32, 44, 56)
+    },
+    "resnet18": _resnet18,
+    "mnist_cnn": _mnist_cnn,
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class _LayerMaker:
-    """Applies layers that share weight decay, synchronisation and seed."""
+    """Applies the layers of a network with what they share; see `build_model`."""
 
+    width: float
+    num_classes: int
     weight_decay: float
     synchronized: bool
     seed: int | None
 
-    def __post_init__(self):
-        if not 0 <= self.weight_decay < math.inf:
+    def scaled(self, channels):
+        if not 0 < self.width < math.inf or round(channels * self.width) < 1:
             raise ValueError(
-                "`weight_decay` must be finite and at least 0. "
-                f"Received: weight_decay={self.weight_decay}"
+                "`width` must be positive, finite and leave at least one of "
+                f"{channels} channels. Received: width={self.width}"
             )
+        return round(channels * self.width)
 
     def conv(self, x, filters, name, size=3, strides=1, initial=_RESNET_CONV):
         padding = "same"
@@ -291,14 +194,10 @@ class _LayerMaker:
     def dense(self, x, units, name, initial):
         return layers.Dense(units, **self._kernel_and_bias(name, *initial))(x)
 
-    def logits(self, x, num_classes, initial=_RESNET_DENSE):
-        if num_classes < 2:
-            raise ValueError(
-                f"`num_classes` must be at least 2. Received: num_classes={num_classes}"
-            )
+    def logits(self, x, initial=_RESNET_DENSE):
         options = self._kernel_and_bias("logits", *initial)
         # Under mixed precision, losses and attacks still get float32.
-        return layers.Dense(num_classes, dtype="float32", **options)(x)
+        return layers.Dense(self.num_classes, dtype="float32", **options)(x)
 
     def batch_norm(self, x, name):
         return layers.BatchNormalization(
@@ -324,13 +223,12 @@ class _LayerMaker:
         x = layers.Add(name=f"add{stage}_{block}")([x, shortcut])
         return layers.ReLU(name=f"relu{second}")(x)
 
-    def classifier(self, x, num_classes):
-        x = layers.GlobalAveragePooling2D(name="pool")(x)
-        return self.logits(x, num_classes)
+    def classifier(self, x):
+        return self.logits(layers.GlobalAveragePooling2D(name="pool")(x))
 
     def _kernel_and_bias(self, name, kernel, bias):
-        # A seed of the layer's own, so that equally shaped layers start differently;
-        # from its name, so that another layer more leaves it as it was.
+        # Each layer has a seed of its own, or layers of one shape would start alike. It
+        # follows from the name, so that a further layer leaves it as it is.
         seed = None if self.seed is None else zlib.crc32(f"{self.seed}/{name}".encode())
         return {
             "name": name,
@@ -344,22 +242,13 @@ class _LayerMaker:
     def _regularizer(self):
         if not self.weight_decay:
             return None
-        return keras.regularizers.L2(self.weight_decay / 2)  # gradient weight_decay * w
+        return keras.regularizers.L2(self.weight_decay / 2)  # Its gradient is wd * w.
 
 
 def _pool_and_pad(x, name):
     """Option A: every second pixel, followed by as many zero channels again."""
     x = layers.AveragePooling2D(pool_size=1, strides=2, name=name)(x)
     return keras.ops.pad(x, [(0, 0), (0, 0), (0, 0), (0, x.shape[-1])])
-
-
-def _scaled(channels, width):
-    if not 0 < width < math.inf or round(channels * width) < 1:
-        raise ValueError(
-            f"`width` must be positive, finite and leave at least one of {channels} "
-            f"channels. Received: width={width}"
-        )
-    return round(channels * width)
 
 
 def _normalized_input(input_shape, mean, std):

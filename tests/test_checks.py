@@ -69,3 +69,41 @@ class TestValidateLabels:
     def test_bad_labels(self, labels, message):
         with pytest.raises(ValueError, match=message):
             checks.validate_labels(labels, 10, num_examples=2)
+
+
+class TestCheckNumber:
+    @pytest.mark.parametrize(
+        ("value", "bounds"),
+        [
+            (0, {"minimum": 0}),
+            (np.float32(1), {"above": 0, "maximum": 1}),
+            (np.int64(3), {"minimum": 3, "below": 4, "integer": True}),
+            (10**400, {"minimum": 1, "integer": True}),
+            (-1e300, {"below": 0}),
+        ],
+    )
+    def test_good_numbers(self, value, bounds):
+        checks.check_number("it", value, **bounds)
+
+    @pytest.mark.parametrize(
+        ("value", "bounds", "message"),
+        [
+            (-1, {"minimum": 0}, "`it` must be a finite number of at least 0.*it=-1"),
+            (0.0, {"above": 0, "maximum": 1}, "number above 0 and at most 1.*it=0.0"),
+            (1, {"minimum": 0, "below": 1}, "of at least 0 and below 1.*it=1"),
+            (2.0, {"minimum": 1, "integer": True}, "an integer of at least 1.*it=2.0"),
+            (float("nan"), {"minimum": 0}, "a finite number .*it=nan"),
+            (float("inf"), {"minimum": 0}, "a finite number .*it=inf"),
+            (True, {"minimum": 0}, "it=True"),
+            ("1", {"minimum": 0}, "it='1'"),
+        ],
+    )
+    def test_bad_numbers(self, value, bounds, message):
+        with pytest.raises(ValueError, match=message):
+            checks.check_number("it", value, **bounds)
+
+
+def test_check_choice():
+    checks.check_choice("it", "a", ("a", "b"))
+    with pytest.raises(ValueError, match=r"`it` must be one of \('a', 'b'\).*it='c'"):
+        checks.check_choice("it", "c", ("a", "b"))

@@ -148,8 +148,9 @@ class TestTrainingBatches:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"batch_size": 0}, "`batch_size` must be at least 1.*=0"),
+            ({"batch_size": 0}, "`batch_size` must be .* at least 1.*=0"),
             ({"batch_size": 2, "first_epoch": -1}, "`first_epoch` must be .*=-1"),
+            ({"batch_size": 2, "first_step": 2}, "`first_step` must be .*below 2.*=2"),
         ],
     )
     def test_numbers_out_of_range(self, options, message):
@@ -178,7 +179,7 @@ class TestEvaluationBatches:
         assert batch.max() == 1
 
     def test_bad_input(self):
-        with pytest.raises(ValueError, match="`batch_size` must be at least 1.*=0"):
+        with pytest.raises(ValueError, match="`batch_size` must be .* at least 1.*=0"):
             evaluation_batches(numbered_split(4), batch_size=0)
         with pytest.raises(ValueError, match="`split` must hold at least one image"):
             evaluation_batches(numbered_split(0), batch_size=1)

@@ -1,36 +1,30 @@
-"""What the commands share: flagfiles, grouped help, quiet imports, clear errors."""
+"""Runs a command: exit status, errors of one line, and a quiet import of TensorFlow."""
 
 import contextlib
-import math
 import os
 import signal
 import sys
 import tempfile
-import unicodedata
 from collections.abc import Callable, Iterator
-from fractions import Fraction
 from pathlib import Path
-from types import SimpleNamespace
 
-from absl import flags, logging
+from absl import logging
+from absl.flags import FLAGS
+from absl.flags import Error as FlagError
 
 from pni_tf import check_backend
+from pni_tf.cli import flags
 from pni_tf.distribution.cluster import WorkerLost
 
-# In a checkout the configs lie beside the package, in an installation inside it.
-_CONFIG_FOLDERS = (
-    Path(__file__).parents[2] / "configs",
-    Path(__file__).parents[1] / "configs",
-)
-# What TensorFlow's integers and floats of 32 bits hold.
-MOST = 2**31 - 1
-_LARGEST = 3e38
 _NO_MEMORY = "ResourceExhaustedError"
-_MAY_BE_EMPTY = ("attacks",)  # which leaves the clean images
 
 
 def run(
-    main: Callable[[], int | None], *, usage: str, groups: tuple[str, ...], names: int
+    main: Callable[..., int | None],
+    *,
+    usage: str,
+    settings: type | None = None,
+    names: int = 0,
 ) -> None:
     """Parses the command line, runs a command and exits with its status.
 
@@ -40,46 +34,34 @@ def run(
     on standard error (with `--verbosity=1`, a traceback).
 
     Args:
-        main: The command; it reads `flags.FLAGS` and the positional arguments from
-            `arguments()`.
+        main: The command, called with its settings, if it has any, and with the
+            positional arguments.
         usage: First lines of the help.
-        groups: Headings of the flags, in the order of the help; each is the
-            `module_name` of the flags under it.
+        settings: The dataclass of its settings, such as `TrainingRun`, or None.
         names: Number of positional arguments.
     """
-
-    def parse(argv):
-        argv = expand_flagfiles(argv)
-        if {"--help", "-help", "--helpshort", "-helpshort", "-h"} & set(argv[1:]):
-            sections = [flags.FLAGS.module_help(group).strip() for group in groups]
-            print(usage, *sections, sep="\n\n")
-            sys.exit(0)
-        _check_characters(argv)
-        remaining = flags.FLAGS(argv)
-        _check_values(groups)
-        if len(remaining) != names + 1:
-            raise flags.Error(
-                f"expected {names} arguments besides the flags, received "
-                f"{remaining[1:]}"
-            )
-        if "" in remaining:
-            raise flags.Error("an argument is empty")
-        return remaining
-
+    headings = () if settings is None else flags.define(settings)
     try:
         try:
-            _positional[:] = parse(sys.argv)[1:]
-        except (flags.Error, OSError) as error:
+            arguments = _parse(sys.argv, usage, headings, names)
+        except (FlagError, OSError) as error:
+            if isinstance(error, BrokenPipeError):
+                raise
             _fail(f"{error}\nSee {Path(sys.argv[0]).name} --helpshort")
         logging.use_absl_handler()
         check_backend()
         signal.signal(signal.SIGTERM, _interrupt)
-        sys.exit(main())
+        if settings is not None:
+            arguments.insert(0, flags.read(settings))
+        sys.exit(main(*arguments))
+    except BrokenPipeError:  # The reader of the output has gone, as `head` does.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except KeyboardInterrupt as interrupt:
         print("\nInterrupted. The same command goes on.", file=sys.stderr)
         sys.exit(143 if str(interrupt) == "SIGTERM" else 130)
     except Exception as error:
-        if flags.FLAGS["verbosity"].value >= 1:
+        if FLAGS["verbosity"].value >= 1:
             raise
         if isinstance(error, WorkerLost):
             _fail(error, status=75)
@@ -97,92 +79,22 @@ def run(
         _fail(f"{type(error).__name__}: {error} (--verbosity=1 shows where)", status=70)
 
 
-_positional: list[str] = []
-
-
-def arguments() -> list[str]:
-    """Returns the positional arguments of the command line."""
-    return list(_positional)
-
-
-def _check_characters(argv):
-    """Refuses what a line of `flags.cfg`, or of an error, cannot hold."""
-    for argument in argv[1:]:
-        if any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in argument):
-            raise flags.Error(
-                "an argument holds a line break, another control character or bytes "
-                f"that are not UTF-8. Received: {argument!r}"
-            )
-
-
-def _check_values(groups):
-    """Refuses values that would be misread later: `--data_dir=$UNSET` is empty."""
-    for group in groups:
-        for flag in flags.FLAGS.flags_by_module_dict()[group]:
-            value = flag.value
-            if isinstance(value, int) and value > MOST:
-                raise flags.Error(f"flag --{flag.name}={value}: at most {MOST} works")
-            if not isinstance(value, str) or flag.name in _MAY_BE_EMPTY:
-                continue
-            if not value or value != value.strip():
-                raise flags.Error(
-                    f"flag --{flag.name}={value}: a value must not be empty, nor begin "
-                    "or end with a space"
-                )
-
-
-def expand_flagfiles(argv: list[str]) -> list[str]:
-    """Replaces each `--flagfile` by the flags in it, nested ones included.
-
-    Unlike absl's own, a relative path inside a flagfile means a neighbour of that file,
-    so configs work from any working directory; and a path that does not exist is looked
-    up among the configs that come with the package.
-
-    Raises:
-        flags.Error: If a file cannot be read, or includes itself.
-    """
-    expanded = []
-    remaining = iter(argv)
-    for argument in remaining:
-        name, equals, value = argument.lstrip("-").partition("=")
-        if argument == "--":
-            return [*expanded, argument, *remaining]
-        if not argument.startswith("-") or name != "flagfile":
-            expanded.append(argument)
-            continue
-        if not equals:
-            value = next(remaining, "")
-        expanded += _read_flagfile(value, Path(), ())
-    return expanded
-
-
-def _read_flagfile(name, folder, including):
-    path = name
-    try:
-        path = (folder / Path(name).expanduser()).resolve()
-        if not including and not path.exists():
-            shipped = [base / Path(name).name for base in _CONFIG_FOLDERS]
-            path = next((p for p in shipped if p.exists()), path)
-        if path in including:
-            raise flags.Error(f"the flagfile {path} includes itself")
-        # Editors of some systems begin a file with a mark, which "-sig" leaves out.
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, ValueError, RuntimeError) as error:  # a NUL in it, ~nobody
-        known = sorted({p.name for base in _CONFIG_FOLDERS for p in base.glob("*.cfg")})
-        raise flags.Error(
-            f"cannot read the flagfile {str(path)!r}: {error}. "
-            f"The configs that come with pni_tf: {', '.join(known)}"
-        ) from error
-    result = []
-    for line in map(str.strip, lines):
-        if not line or line.startswith(("#", "//")):
-            continue
-        flag, _, value = line.lstrip("-").partition("=")
-        if flag == "flagfile":  # a value on the next line would be absl's, not ours
-            result += _read_flagfile(value, path.parent, (*including, path))
-        else:
-            result.append(line)
-    return result
+def _parse(argv, usage, headings, names):
+    """Sets the flags and returns the positional arguments."""
+    argv = flags.expand_flagfiles(argv)
+    if {"--help", "-help", "--helpshort", "-helpshort", "-h"} & set(argv[1:]):
+        sections = [FLAGS.module_help(heading).strip() for heading in headings]
+        print(usage, *sections, sep="\n\n", flush=True)
+        sys.exit(0)
+    flags.check_characters(argv)
+    _, *arguments = FLAGS(argv)
+    if len(arguments) != names:
+        raise FlagError(
+            f"expected {names} arguments besides the flags, received {arguments}"
+        )
+    if "" in arguments:
+        raise FlagError("an argument is empty")
+    return arguments
 
 
 @contextlib.contextmanager
@@ -228,113 +140,6 @@ def import_tensorflow(cpu_devices: int = 1, *, start: bool = True) -> None:
         if start:
             tf.constant(0)
         assert keras
-
-
-def define_data_flags(
-    group: str, *, dataset: str | None = None, dataset_help: str
-) -> None:
-    """Defines --dataset, --data_dir and --download.
-
-    Args:
-        group: Heading of the flags in the help.
-        dataset: Default of --dataset.
-        dataset_help: Help of --dataset.
-    """
-    flags.DEFINE_string("dataset", dataset, dataset_help, module_name=group)
-    flags.DEFINE_string(
-        "data_dir",
-        None,
-        "Folder of TensorFlow Datasets; by default $TFDS_DATA_DIR, else "
-        "~/tensorflow_datasets.",
-        module_name=group,
-    )
-    flags.DEFINE_bool(
-        "download", False, "Download the dataset if it is missing.", module_name=group
-    )
-
-
-def define_strategy_flags(group: str, strategies: list[str]) -> None:
-    """Defines --strategy, --cpu_devices and --cluster_timeout.
-
-    Args:
-        group: Heading of the flags in the help.
-        strategies: Values of --strategy; the first is the default.
-    """
-    flags.DEFINE_enum(
-        "strategy",
-        strategies[0],
-        strategies,
-        "none: one device. mirrored: all GPUs of this machine. multi_worker: all "
-        "devices of all workers that TF_CONFIG or a Slurm job step names. tpu: a TPU.",
-        module_name=group,
-    )
-    flags.DEFINE_integer(
-        "cpu_devices",
-        1,
-        "Split the CPU into as many devices, to try --strategy=mirrored without GPUs.",
-        lower_bound=1,
-        upper_bound=64,
-        module_name=group,
-    )
-    flags.DEFINE_integer(
-        "cluster_timeout",
-        120,
-        "Seconds to wait for the other workers at the start.",
-        lower_bound=1,
-        module_name=group,
-    )
-
-
-def check_strategy(settings: SimpleNamespace) -> None:
-    """Raises a ValueError if the flags of `define_strategy_flags` disagree."""
-    if settings.cpu_devices > 1 and settings.strategy != "mirrored":
-        raise ValueError(
-            f"--cpu_devices={settings.cpu_devices} is for --strategy=mirrored"
-        )
-
-
-def integers(name: str, values: list[str]) -> list[int]:
-    """Returns the positive integers of a list flag.
-
-    Raises:
-        ValueError: If a value is something else.
-    """
-    if not values or not all(_is_count(value) for value in values):
-        raise ValueError(
-            f"--{name} must be a list of positive integers, such as 7,40. "
-            f"Received: --{name}={','.join(values)}"
-        )
-    return [int(value) for value in values]
-
-
-def _is_count(text):
-    # Python refuses to read thousands of digits.
-    return text.strip().isdecimal() and len(text) < 20 and 0 < int(text) <= MOST
-
-
-def number(text: str) -> float:
-    """Returns the number or fraction that a text is, or NaN if float32 has none."""
-    try:
-        # Not of all numbers, since the fraction of 1e999999999 takes hours.
-        value = float(Fraction(text)) if "/" in text else float(text)
-    except (ValueError, ArithmeticError):  # 1/0
-        return math.nan
-    return value if abs(value) < _LARGEST else math.nan
-
-
-def numbers(name: str, values: list[str]) -> list[float]:
-    """Returns the non-negative numbers or fractions of a list flag.
-
-    Raises:
-        ValueError: If a value is something else.
-    """
-    found = [number(value.strip()) for value in values]
-    if not found or not all(value >= 0 for value in found):
-        raise ValueError(
-            f"--{name} must be non-negative numbers or fractions, such as 8/255. "
-            f"Received: --{name}={','.join(values)}"
-        )
-    return found
 
 
 def _interrupt(number, frame):

@@ -7,11 +7,12 @@ import json
 from pni_tf import __version__, files
 from pni_tf.attacks import make_attack, train_substitute
 from pni_tf.checks import check_number
-from pni_tf.cli.attack_specs import AttackSpec
+from pni_tf.cli.flags import AttackSpec
 from pni_tf.evaluation import Scenario, paper_suite, strong_suite, transfer_from
 from pni_tf.evaluation.suites import label
 from pni_tf.files import slug
-from pni_tf.targets import load_model, load_target
+from pni_tf.settings.evaluation import Attacks
+from pni_tf.targets import Target, load_model, load_target
 
 _MOST_ZOO_IMAGES = 200
 
@@ -20,21 +21,26 @@ class Planner:
     """Makes the scenarios of a target from the settings of the command.
 
     Args:
-        settings: What `pni_tf.cli.evaluate.parse` returns.
+        chosen: The attacks that are asked for.
+        specs: Those of `--attacks`.
         sources: Targets to transfer from, by name.
         digests: What identifies each source, by name.
-        images: The images that will be attacked.
-        held_out: Images for training substitutes.
-
-    Attributes:
-        substitutes: What the training of each substitute took, by its column.
+        substitutes: Trains and keeps substitutes.
+        count: Number of images that will be attacked.
     """
 
-    def __init__(self, settings, sources, digests, images, held_out, workers):
-        self.workers = workers
-        self.settings, self.sources, self.digests = settings, sources, digests
-        self.images, self.held_out = images, held_out
-        self.substitutes = {}
+    def __init__(
+        self,
+        chosen: Attacks,
+        specs: list[AttackSpec],
+        sources: dict[str, Target],
+        digests: dict[str, str],
+        substitutes: "Substitutes",
+        count: int,
+    ):
+        self.chosen, self.specs = chosen, specs
+        self.sources, self.digests = sources, digests
+        self.substitutes, self.count = substitutes, count
 
     def scenarios(self, column, target, identity) -> list[Scenario]:
         """Returns what to do to a target, clean images first, under unique names.
@@ -48,12 +54,12 @@ class Planner:
             ValueError: If an attack of `--attacks` does not have a setting, or has
                 nothing to transfer from.
         """
-        settings, scenarios = self.settings, [Scenario(name="clean")]
-        for epsilon in settings.epsilons:
+        chosen, scenarios = self.chosen, [Scenario(name="clean")]
+        specs = self.specs
+        if chosen.suite == "paper":
+            specs = [AttackSpec("substitute", {"steps": 7}), *specs]
+        for epsilon in chosen.epsilons:
             found = self._suite(target, epsilon)
-            specs = settings.attacks
-            if settings.suite == "paper":
-                specs = [AttackSpec("substitute", {"steps": 7}), *specs]
             for spec in specs:
                 if spec.name in ("transfer", "substitute"):
                     found += self._foreign(spec, column, target, identity, epsilon)
@@ -61,7 +67,7 @@ class Planner:
                     found += self._direct(spec, target, epsilon)
             for scenario in found:
                 name = scenario.name
-                if len(settings.epsilons) > 1 and scenario.ball is not None:
+                if len(chosen.epsilons) > 1 and scenario.ball is not None:
                     name += f" ε={scenario.ball[1]:.4g}"
                 scenario = dataclasses.replace(scenario, name=name)
                 if scenario.attack is not None and scenario not in scenarios:
@@ -69,20 +75,20 @@ class Planner:
         return scenarios
 
     def _suite(self, target, epsilon):
-        if self.settings.suite == "paper":
-            zoo = len(self.images) <= _MOST_ZOO_IMAGES
+        if self.chosen.suite == "paper":
+            zoo = self.count <= _MOST_ZOO_IMAGES
             if not zoo:
                 print(
                     "ZOO is left out: it takes about a million queries an image. With "
                     f"--examples={_MOST_ZOO_IMAGES}, as in the paper, it runs too"
                 )
             return paper_suite(target, epsilon=epsilon, sources=self.sources, zoo=zoo)
-        if self.settings.suite == "strong":
+        if self.chosen.suite == "strong":
             return strong_suite(
                 target,
                 epsilon=epsilon,
-                norm=self.settings.norm,
-                expectation=max(self.settings.expectations),
+                norm=self.chosen.norm,
+                expectation=max(self.chosen.expectation),
                 sources=self.sources,
             )
         return []
@@ -90,12 +96,12 @@ class Planner:
     def _direct(self, spec, target, epsilon):
         """Returns the rows of an attack on the target itself."""
         settings = dict(spec.settings)
-        expectations = self.settings.expectations
+        expectations = self.chosen.expectation
         if "expectation" in settings:
-            expectations = [self._expectation(spec, settings.pop("expectation"))]
+            expectations = [_expectation(spec, settings.pop("expectation"))]
         spec = AttackSpec(spec.name, settings)
         attack = self._attack(spec, spec.name, epsilon, target)
-        rule = self.settings.towards
+        rule = self.chosen.towards
         name = label(attack) + (f" towards {rule.replace('_', ' ')}" if rule else "")
         return [
             Scenario(
@@ -107,20 +113,13 @@ class Planner:
             for draws in expectations
         ]
 
-    def _expectation(self, spec, draws):
-        try:
-            check_number("expectation", draws, minimum=1, integer=True)
-        except ValueError as error:
-            raise ValueError(f"--attacks: {spec}: {error}") from error
-        return draws
-
     def _foreign(self, spec, column, target, identity, epsilon):
         """Returns the rows of PGD on other networks than the target."""
         attack = self._attack(spec, "pgd", epsilon)
-        if not spec.settings.get("early_stop"):  # of the strong preset
+        if not spec.settings.get("early_stop"):  # The strong preset stops early.
             attack = dataclasses.replace(attack, early_stop=False)
         if spec.name == "substitute":
-            model, version = self._substitute(column, target, identity)
+            model, version = self.substitutes.of(column, target, identity)
             source = load_target(model)
             return [transfer_from("substitute", source, attack, version=version)]
         sources = self.sources
@@ -141,10 +140,10 @@ class Planner:
         try:
             attack = make_attack(
                 name,
-                self.settings.preset,
+                self.chosen.preset,
                 **{
                     "epsilon": epsilon,
-                    "norm": self.settings.norm,
+                    "norm": self.chosen.norm,
                     "stochastic": target is not None and target.stochastic,
                     "channels": 3 if target is None else target.image_shape[-1],
                     **spec.settings,
@@ -152,39 +151,55 @@ class Planner:
             )
         except (TypeError, ValueError) as error:
             raise ValueError(f"--attacks: {spec}: {error}") from error
-        for setting in spec.settings:  # such as epsilon, of C&W
+        for setting in spec.settings:  # C&W, say, has no epsilon.
             if not hasattr(attack, setting):
                 raise ValueError(
                     f"--attacks: {spec}: the attack {name!r} has no setting {setting}"
                 )
         return attack
 
-    def _substitute(self, column, target, identity):
-        """Trains the substitute of a target, or loads that of an earlier evaluation.
 
-        Returns the model and a digest of all that it depends on.
-        """
-        settings = self.settings
+class Substitutes:
+    """Trains the substitutes of targets, and finds those of an earlier evaluation.
+
+    Args:
+        output: Folder of the results.
+        seed: Seed of the training.
+        images: The images that will be attacked.
+        held_out: Images that the training starts from.
+        workers: Processes that share the work: the chief trains.
+
+    Attributes:
+        facts: What the training of each substitute took, by its column.
+    """
+
+    def __init__(self, output, seed, images, held_out, workers):
+        self.output, self.seed, self.workers = output, seed, workers
+        self.images, self.held_out = images, held_out
+        self.facts = {}
+
+    def of(self, column, target, identity):
+        """Returns the model, and a digest of all that it depends on."""
         images = hashlib.sha256(self.held_out.tobytes()).hexdigest()
-        key = json.dumps([identity, column, settings.seed, images, __version__])
+        key = json.dumps([identity, column, self.seed, images, __version__])
         digest = hashlib.sha256(key.encode()).hexdigest()[:12]
-        path = settings.output / "substitutes" / f"{slug(column)}-{digest}.keras"
+        path = self.output / "substitutes" / f"{slug(column)}-{digest}.keras"
         found = _read_substitute(path)
         if found is None and self.workers.is_chief:
-            found = self._train_substitute(column, target, path)
-        self.workers.barrier()  # the others find what the chief has written
-        model, self.substitutes[column] = found or _read_substitute(path)
+            found = self._train(column, target, path)
+        self.workers.barrier()  # The others find what the chief has written.
+        model, self.facts[column] = found or _read_substitute(path)
         return model, digest
 
-    def _train_substitute(self, column, target, path):
+    def _train(self, column, target, path):
         print(f"{column}: training a substitute from {len(self.held_out)} images")
         if target.reseed is not None:
-            target.reseed(self.settings.seed)
+            target.reseed(self.seed)
         substitute = train_substitute(
             target.predict,
             self.held_out,
             num_classes=target.num_classes,
-            seed=self.settings.seed,
+            seed=self.seed,
         )
         agreement = substitute.agreement(target.predict, self.images)
         print(
@@ -202,6 +217,14 @@ class Planner:
         content = {"facts": facts, "digest": _digest(path, facts)}
         files.write_text(path.with_suffix(".json"), json.dumps(content) + "\n")
         return substitute.model, facts
+
+
+def _expectation(spec, draws):
+    try:
+        check_number("expectation", draws, minimum=1, integer=True)
+    except ValueError as error:
+        raise ValueError(f"--attacks: {spec}: {error}") from error
+    return draws
 
 
 def _read_substitute(path):

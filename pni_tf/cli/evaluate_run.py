@@ -2,11 +2,12 @@
 
 import contextlib
 import time
-from types import SimpleNamespace
+from pathlib import Path
 
 from pni_tf import files
 from pni_tf.attacks import make_attack
-from pni_tf.cli.evaluate_plan import Planner
+from pni_tf.cli.evaluate_plan import Planner, Substitutes
+from pni_tf.cli.flags import AttackSpec
 from pni_tf.data import load_dataset
 from pni_tf.distribution.workers import Workers
 from pni_tf.evaluation import (
@@ -23,58 +24,91 @@ from pni_tf.evaluation.pictures import turned_around
 from pni_tf.evaluation.robustness import progress_bar
 from pni_tf.evaluation.store import examples_digest
 from pni_tf.files import slug
+from pni_tf.settings.evaluation import EvaluationRun
 from pni_tf.targets import load_target
 
 
-def evaluate(settings: SimpleNamespace, workers: Workers) -> None:
-    """Attacks what `settings` names, writes the results and prints the tables.
+def evaluate(
+    model: Path, settings: EvaluationRun, specs: list[AttackSpec], workers: Workers
+) -> None:
+    """Attacks a model, writes the results and prints the tables.
 
     All workers share the attacks; the chief writes and prints.
+
+    Args:
+        model: A run directory, a `.keras` file or a SavedModel.
+        settings: All settings, with dataset, epsilons and output folder.
+        specs: The attacks of `--attacks`.
+        workers: Processes that share the work.
     """
-    targets, identities = _load(settings, workers.devices)
-    images, labels, held_out, class_names = _data(settings)
-    sources = {str(path): load_target(path) for path in settings.transfer_from}
-    digests = {str(path): _digest(path) for path in settings.transfer_from}
+    analyses, output = settings.analyses, Path(settings.scoring.output_dir)
+    targets, identities = _load(model, analyses, workers.devices)
+    held_out_count = 0
+    if settings.attacks.suite == "paper" or "substitute" in {s.name for s in specs}:
+        held_out_count = settings.attacks.substitute_images
+    images, labels, held_out, class_names = _data(settings.data, held_out_count)
+    sources = {path: load_target(path) for path in settings.attacks.transfer_from or ()}
+    digests = {path: _digest(Path(path)) for path in sources}
     # All are made before the first is run, so that a bad setting shows at once.
-    planner = Planner(settings, sources, digests, images, held_out, workers)
+    planner = Planner(
+        settings.attacks,
+        specs,
+        sources,
+        digests,
+        Substitutes(output, settings.scoring.seed, images, held_out, workers),
+        len(images),
+    )
     plans = {
         name: planner.scenarios(name, targets[name], identities[name])
-        for name in _chosen(settings, targets)
+        for name in _chosen(analyses.columns, targets)
     }
-    settings.output.mkdir(parents=True, exist_ok=True)
+    output.mkdir(parents=True, exist_ok=True)
     lock = contextlib.nullcontext()
     if workers.is_chief:
-        lock = files.lock(settings.output, f"--output_dir={settings.output}")
+        lock = files.lock(output, f"--output_dir={output}")
     with lock:
-        run = _Runner(settings, targets, identities, images, labels, workers)
+        run = _Runner(
+            targets, identities, images, labels, settings.scoring, output, workers
+        )
         outcome = _outcome(settings, run, plans)
         if workers.is_chief:
-            outcome.substitutes = planner.substitutes
+            outcome.substitutes = planner.substitutes.facts
             outcome.class_names = class_names
             digest = examples_digest(images, labels)
             outcome.data = {"examples": len(images), "sha256": digest}
-            report.write(settings, outcome)
+            report.write(
+                output,
+                outcome,
+                model=model,
+                dataset=settings.data.dataset,
+                epsilon=settings.attacks.epsilons[0],
+            )
         workers.barrier()
 
 
 def _outcome(settings, run, plans):
     """Does all that is planned."""
+    attacks, analyses = settings.attacks, settings.analyses
     columns = {name: run.scenarios(name, plan) for name, plan in plans.items()}
     columns = {
         name: results + worst_cases(results) for name, results in columns.items()
     }
+    pgd = make_attack("pgd", epsilon=attacks.epsilons[0], norm=attacks.norm)
+    expectation = max(attacks.expectation)
     curves = {
-        kind: {name: run.curve(name, kind) for name in plans}
-        for kind in settings.curves
+        kind: {name: run.curve(name, kind, pgd, expectation) for name in plans}
+        for kind in analyses.curves or ()
     }
     outcome = report.Outcome(columns=columns, curves=curves)
-    if settings.checklist:
-        outcome.checklist = run.checklist(next(iter(run.targets)))
+    first = next(iter(run.targets))
+    if analyses.checklist:
+        outcome.checklist = run.checklist(first, pgd.epsilon, expectation)
     if run.workers.is_chief:
-        if settings.certify:
-            outcome.certificates = run.certificates(next(iter(run.targets)))
-        if settings.pictures:
-            outcome.pictures = run.pictures(*next(iter(columns.items())))
+        if analyses.certify:
+            outcome.certificates = run.certificates(first, analyses.certify_draws)
+        if analyses.pictures:
+            name, results = next(iter(columns.items()))
+            outcome.pictures = run.pictures(name, results, analyses.pictures)
     return outcome
 
 
@@ -93,10 +127,10 @@ def _logged(progress, column):
 class _Runner:
     """Runs evaluations of the same images that share their options."""
 
-    def __init__(self, settings, targets, identities, images, labels, workers):
-        self.workers = workers
-        self.settings, self.targets = settings, targets
-        self.identities, self.images, self.labels = identities, images, labels
+    def __init__(self, targets, identities, images, labels, scoring, output, workers):
+        self.targets, self.identities = targets, identities
+        self.images, self.labels = images, labels
+        self.scoring, self.output, self.workers = scoring, output, workers
 
     def scenarios(self, name, plan):
         target = self.targets[name]
@@ -104,129 +138,121 @@ class _Runner:
             target, self.images, self.labels, plan, **self._options(name)
         )
 
-    def curve(self, name, kind):
+    def curve(self, name, kind, attack, expectation):
         return evaluate_curve(
             kind,
             self.targets[name],
             self.images,
             self.labels,
-            attack=make_attack(
-                "pgd",
-                epsilon=self.settings.epsilons[0],
-                norm=self.settings.norm,
-            ),
-            expectation=max(self.settings.expectations),
+            attack=attack,
+            expectation=expectation,
             **self._options(name, "curves"),
         )
 
-    def checklist(self, name):
+    def checklist(self, name, epsilon, expectation):
         return run_checklist(
             self.targets[name],
             self.images,
             self.labels,
-            epsilon=self.settings.epsilons[0],
-            expectation=max(self.settings.expectations),
+            epsilon=epsilon,
+            expectation=expectation,
             twin=self.targets.get("twin"),
             **self._options(name, "checklist"),
         )
 
-    def certificates(self, name):
+    def certificates(self, name, draws):
         store = self._options(name, "certificates")["store"]
         return certify(
             self.targets[name].source,
             self.images,
             self.labels,
-            draws=self.settings.certify_draws,
-            batch_size=self.settings.batch_size,
-            seed=self.settings.seed,
+            draws=draws,
+            batch_size=self.scoring.batch_size,
+            seed=self.scoring.seed,
             store=store,
             progress=_logged(progress_bar(name), name),
         )
 
-    def pictures(self, name, results):
+    def pictures(self, name, results, count):
         store = self._options(name)["store"]
         return turned_around(
             self.targets[name],
             self.images,
             results,
             store,
-            count=self.settings.pictures,
-            draws=self.settings.draws,
+            count=count,
+            draws=self.scoring.draws,
         )
 
     def _options(self, name, part="examples"):
         identity = self.identities[name]
-        if part == "checklist":
-            identity = list(self.identities.values())  # it attacks the twin too
+        if part == "checklist":  # It attacks the twin, too.
+            identity = list(self.identities.values())
         return {
-            "draws": self.settings.draws,
-            "batch_size": self.settings.batch_size,
-            "seed": self.settings.seed,
-            "store": ResultStore(self.settings.output / part / slug(name), identity),
+            "draws": self.scoring.draws,
+            "batch_size": self.scoring.batch_size,
+            "seed": self.scoring.seed,
+            "store": ResultStore(self.output / part / slug(name), identity),
             "progress": _logged(progress_bar(name), name),
             "workers": self.workers,
         }
 
 
-def _load(settings, devices):
+def _load(model, analyses, devices):
     """Returns the targets by the name of their column, and what identifies each."""
-    target = load_target(settings.model, devices=devices)
+    target = load_target(model, devices=devices)
     targets = {"model" if target.noise_free is None else "noise on": target}
     if target.noise_free is not None:
         targets["noise off"] = target.noise_free
-    if settings.ensemble > 1:
-        name = f"mean of {settings.ensemble} draws"
-        targets[name] = target.ensemble(settings.ensemble)
-    identities = dict.fromkeys(targets, _digest(settings.model))
-    if settings.certify:
-        pixeldp_wrapper(target.source)  # which it lacks, it should say so at once
-    if settings.twin is not None:
-        targets["twin"] = load_target(settings.twin, devices=devices)
-        identities["twin"] = _digest(settings.twin)
+    if analyses.ensemble > 1:
+        name = f"mean of {analyses.ensemble} draws"
+        targets[name] = target.ensemble(analyses.ensemble)
+    identities = dict.fromkeys(targets, _digest(model))
+    if analyses.certify:
+        pixeldp_wrapper(target.source)  # Which says at once if there is none.
+    if analyses.twin is not None:
+        targets["twin"] = load_target(analyses.twin, devices=devices)
+        identities["twin"] = _digest(Path(analyses.twin))
         if targets["twin"].stochastic:
             raise ValueError(
-                f"--twin={settings.twin} is random: the twin is the deterministic "
+                f"--twin={analyses.twin} is random: the twin is the deterministic "
                 "network, trained without noise"
             )
     return targets, identities
 
 
-def _chosen(settings, targets):
+def _chosen(columns, targets):
     """Returns the names of the targets that `--columns` asks for."""
-    if settings.columns is None:
+    if columns is None:
         return list(targets)
     names = {name.split(" of ")[0].replace(" ", "_"): name for name in targets}
-    for column in settings.columns:
+    for column in columns:
         if column not in names:
             raise ValueError(
-                f"--columns={','.join(settings.columns)}: there is no {column}; this "
-                f"evaluation has {', '.join(names)}"
+                f"--columns={','.join(columns)}: there is no {column}; this evaluation "
+                f"has {', '.join(names)}"
             )
-    return [name for short, name in names.items() if short in settings.columns]
+    return [name for short, name in names.items() if short in columns]
 
 
 def _digest(path):
-    model = path / "model.keras"  # of a run directory, in which other files change
+    model = path / "model.keras"  # Of a run directory, in which other files change.
     return files.file_digest(model if model.exists() else path)
 
 
-def _data(settings):
+def _data(chosen, held_out_count):
     """Returns images to attack, their labels, held-out images and names of classes."""
-    kept = 0
-    attacks = [spec.name for spec in settings.attacks]
-    if "substitute" in attacks or settings.suite == "paper":
-        kept = settings.substitute_images
     dataset = load_dataset(
-        settings.dataset,
-        data_dir=settings.data_dir,
-        download=settings.download,
-        test_examples=settings.examples and settings.examples + kept,
+        chosen.dataset,
+        data_dir=chosen.data_dir,
+        download=chosen.download,
+        test_examples=chosen.examples and chosen.examples + held_out_count,
     )
     images, labels = dataset.test.images_float(), dataset.test.labels
-    if kept >= len(images):
+    last = len(images) - held_out_count
+    if last <= 0:
         raise ValueError(
-            f"--substitute_images={kept} leaves none of the {len(images)} test images "
-            "to attack"
+            f"--substitute_images={held_out_count} leaves none of the {len(images)} "
+            "test images to attack"
         )
-    last = len(images) - kept
     return images[:last], labels[:last], images[last:], dataset.info.class_names

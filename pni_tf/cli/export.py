@@ -14,11 +14,11 @@ serve_mean (mean probabilities of n draws), reseed.
 
 def run() -> None:
     """Entry point of `pni-export`."""
-    app.run(main, usage=USAGE, groups=(), names=2)
+    app.run(main, usage=USAGE, names=2)
 
 
-def main() -> None:
-    source, directory = map(Path, app.arguments())
+def main(source: str, directory: str) -> None:
+    source = Path(source)
     if source.is_dir():
         source = source / "model.keras"
     if not source.is_file():

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pni_tf import files
-from pni_tf.cli import train_flags
+from pni_tf.cli import flags
+from pni_tf.settings.training import TrainingRun
 
 
 class RunDirectory:
@@ -37,10 +38,13 @@ class RunDirectory:
         self.finished = self.path / "finished"
         self._lock = contextlib.ExitStack()
 
-    def open(self, *, write: bool = True, several: bool = False) -> None:
+    def open(
+        self, settings: TrainingRun, *, write: bool = True, several: bool = False
+    ) -> None:
         """Creates the folder, or checks that it belongs to the same command.
 
         Args:
+            settings: Those of the command.
             write: Whether this process writes it; False for all workers but the chief.
             several: Whether there are other workers, which write logs.
 
@@ -52,7 +56,7 @@ class RunDirectory:
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"--run_dir={self.path} is a file, not a folder")
         if self.flags.exists():
-            different = train_flags.differences(train_flags.text_of(self.flags))
+            different = flags.differences(flags.text_of(self.flags), settings)
             # A start that failed, say for an unknown dataset, leaves nothing to lose.
             if different and (self.checkpoints.exists() or self.model.exists()):
                 raise ValueError(
@@ -62,11 +66,11 @@ class RunDirectory:
                 )
         elif write and self.path.exists() and set(os.listdir(self.path)) - {files.LOCK}:
             raise ValueError(
-                f"--run_dir={self.path} is not empty and holds no run of this program "
-                "(no flags.cfg). Use another folder"
+                f"--run_dir={self.path} is not empty and is not a run directory "
+                "(it lacks flags.cfg). Use another folder"
             )
         if self.finished.exists() or not write:
-            return  # and leave everything as it is
+            return  # Everything stays as it is.
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             if several:
@@ -74,7 +78,7 @@ class RunDirectory:
         except OSError as error:
             raise OSError(f"cannot write to --run_dir={self.path}: {error}") from error
         self._lock.enter_context(files.lock(self.path, f"--run_dir={self.path}"))
-        files.write_text(self.flags, train_flags.serialized())
+        files.write_text(self.flags, flags.flagfile(settings))
 
     def close(self) -> None:
         """Lets other processes write the folder; a process that dies does so too."""

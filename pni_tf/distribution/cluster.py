@@ -124,6 +124,8 @@ def _from_slurm():
             auto_set_gpu=False,
         )
         addresses = resolver.cluster_spec().job_tasks("worker")
+        if resolver.task_id not in range(len(addresses)):  # None if it finds no place
+            raise ValueError(f"SLURM_PROCID={os.environ['SLURM_PROCID']} is not a task")
         return Cluster(tuple(addresses), resolver.task_id)
     except (KeyError, ValueError, RuntimeError) as error:
         raise ValueError(
@@ -190,7 +192,7 @@ def _receive(server, cluster, greeting, deadline, timeout):
                 raise WorkerLost(
                     f"no word from worker {', '.join(missing)} for {timeout:g} seconds"
                 ) from None
-            except (OSError, ValueError, TypeError, KeyError):
+            except (OSError, ValueError, TypeError, KeyError, RecursionError):
                 continue  # not one of us
             found[index] = connection  # the newest, if a worker was started again
             if digest != greeting["digest"]:
@@ -239,4 +241,6 @@ def _report(cluster, greeting, deadline, timeout):
         if not answer:
             time.sleep(0.1)  # not there yet, or just restarted
     if answer != b"go":
-        raise ValueError(answer.decode(errors="replace"))
+        # It may be another program that listens there, and say anything.
+        words = re.sub(r"\s+", " ", answer.decode(errors="replace")).strip()
+        raise ValueError(f"the chief at {cluster.addresses[0]} answers: {words!r}")

@@ -5,7 +5,7 @@ import dataclasses
 import json
 import os
 from collections.abc import Iterable
-from types import SimpleNamespace
+from pathlib import Path
 
 import numpy as np
 
@@ -57,12 +57,14 @@ class Outcome:
     data: dict[str, str | int] = dataclasses.field(default_factory=dict)
 
 
-def write(settings: SimpleNamespace, outcome: Outcome) -> None:
+def write(
+    output: Path, outcome: Outcome, *, model: Path, dataset: str, epsilon: float
+) -> None:
     """Writes every file of the results, and prints the tables."""
-    output, columns, curves = settings.output, outcome.columns, outcome.curves
+    columns, curves = outcome.columns, outcome.curves
     checklist, certificates = outcome.checklist, outcome.certificates
     pictures = outcome.pictures
-    title = f"{settings.model.name}, {settings.dataset}"
+    title = f"{model.name}, {dataset}"
     every = [r for results in columns.values() for r in results]
     every += [
         r for lines in curves.values() for line in lines.values() for r in line.values()
@@ -74,8 +76,8 @@ def write(settings: SimpleNamespace, outcome: Outcome) -> None:
     write_json(
         output / "evaluation.json",
         columns,
-        model=str(settings.model),
-        dataset=settings.dataset,
+        model=str(model),
+        dataset=dataset,
         data=outcome.data,
         warnings=warnings.splitlines(),
         substitutes=outcome.substitutes,
@@ -111,7 +113,7 @@ def write(settings: SimpleNamespace, outcome: Outcome) -> None:
         )
         write_certificates(output / "certificates.csv", certificates)
     if pictures is not None:
-        figures["pictures"] = pictures.plot(settings.epsilons[0], outcome.class_names)
+        figures["pictures"] = pictures.plot(epsilon, outcome.class_names)
     for name, figure in figures.items():
         figure.savefig(output / f"{name}.png", dpi=120)
     parts = [format_table(columns), describe(columns)]
@@ -127,7 +129,7 @@ def write(settings: SimpleNamespace, outcome: Outcome) -> None:
     links = [f"![{name}]({name}.png)" for name in figures]
     settings_used = format_settings(columns)
     files.write_text(
-        output / "md",
+        output / "report.md",
         "\n\n".join([f"# {title}", *parts, settings_used, *links]) + "\n",
     )
     print("\n" + "\n\n".join(parts) + f"\n\nThe results are in {output}")

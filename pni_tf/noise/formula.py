@@ -3,6 +3,8 @@
 import keras
 import tensorflow as tf
 
+from pni_tf.checks import check_choice
+
 if keras.backend.backend() != "tensorflow":
     raise ImportError(
         "pni_tf needs Keras to run on TensorFlow: set KERAS_BACKEND=tensorflow, or "
@@ -32,17 +34,39 @@ def alpha_shape(
     Raises:
         ValueError: If `granularity` is unknown.
     """
+    check_choice("granularity", granularity, GRANULARITIES)
     if granularity == "layerwise":
         return ()
     if granularity == "elementwise":
         return tuple(shape)
-    if granularity == "channelwise":
-        channel_axes = {axis % len(shape) for axis in channel_axes}
-        return tuple(n if i in channel_axes else 1 for i, n in enumerate(shape))
-    raise ValueError(
-        f"`granularity` must be one of {GRANULARITIES}. "
-        f"Received: granularity={granularity!r}"
+    channel_axes = {axis % len(shape) for axis in channel_axes}
+    return tuple(n if i in channel_axes else 1 for i, n in enumerate(shape))
+
+
+def output_channel_axes(layer, kernel):
+    """Returns the axes of a kernel that index the output channels of its layer."""
+    while isinstance(layer, keras.layers.Wrapper):
+        layer = layer.layer
+    if kernel.name == "depthwise_kernel" or isinstance(
+        layer, (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
+    ):
+        return (-2, -1)  # One output channel is an input channel and a multiplier.
+    transposed = (
+        keras.layers.Conv1DTranspose,
+        keras.layers.Conv2DTranspose,
+        keras.layers.Conv3DTranspose,
     )
+    if isinstance(layer, transposed):
+        return (-2,)
+    if isinstance(layer, keras.layers.EinsumDense):
+        inputs, output = layer.equation.replace("...", "").split("->")
+        images, letters = inputs.split(",")
+        return tuple(
+            axis
+            for axis, letter in enumerate(letters)
+            if letter in output and letter not in images
+        )
+    return (-1,)
 
 
 def standard_deviation(

@@ -11,7 +11,7 @@ import collections
 import keras
 import tensorflow as tf
 
-from pni_tf.noise.formula import alpha_shape
+from pni_tf.noise.formula import alpha_shape, output_channel_axes
 from pni_tf.noise.graph import (
     call_layer,
     is_convertible,
@@ -19,7 +19,7 @@ from pni_tf.noise.graph import (
     rebuild,
     wrappers_of,
 )
-from pni_tf.noise.layers import FixedNoise, PNIInput, PNIWeight, output_channel_axes
+from pni_tf.noise.layers import FixedNoise, PNIInput, PNIWeight
 
 # Only these very classes: a subclass may compute something else.
 _FOLDABLE = (
@@ -38,7 +38,7 @@ _FOLDABLE = (
 def fuse_batch_norm(model: keras.Model) -> keras.Model:
     """Returns a view of a model that computes the same at less cost.
 
-    In inference mode, a convolution or dense layer and the `BatchNormalization` behind
+    In inference mode, a convolution or dense layer and the `BatchNormalization` after
     it become one layer with the kernel `gamma * kernel / sqrt(variance + epsilon)` and
     a bias, where `kernel` has the noise of `PNIWeight`, freshly drawn. In training mode
     batch normalisation of images is one fused operation. What does not match stays as
@@ -67,6 +67,8 @@ def fuse_batch_norm(model: keras.Model) -> keras.Model:
         for layer in model._flatten_layers()
     ):
         return model
+    # Only the rebuilt graph shows what else takes the output of a folded convolution,
+    # which would be computed twice then: those are left out, and it is built again.
     unfoldable = set()
     while True:
         fuser = _Fuser(unfoldable)
@@ -87,7 +89,7 @@ class _Fuser:
 
     def __init__(self, unfoldable):
         self.unfoldable = unfoldable
-        self._convolutions = {}  # from the identity of an output
+        self._convolutions = {}  # The keys are the identities of their outputs.
         self._folded = []
         self._uses = collections.Counter()
 
@@ -162,6 +164,9 @@ class FusedBatchNormalization(keras.layers.Layer):
         return norm(inputs, training=training)
 
     def _folded(self, inputs):
+        # In inference mode batch normalisation multiplies and adds constants, and a
+        # convolution is linear in its kernel: a scaled kernel spares all passes over
+        # the activations. The kernel gets its noise before the scale, as outside.
         wrappers = wrappers_of(self.layer)
         layer = wrappers[0].layer if wrappers else self.layer
         kernel = layer.kernel.value
@@ -293,6 +298,5 @@ def _is_foldable(layer, norm=None):
 
 def _is_before_the_kernel(wrapper):
     """Whether the noise of a wrapper is on the kernel or the input of its layer."""
-    if type(wrapper) is FixedNoise:
-        return wrapper.position == "input"
-    return type(wrapper) in (PNIWeight, PNIInput)
+    known = type(wrapper) in (PNIWeight, PNIInput, FixedNoise)
+    return known and wrapper.position != "output"

@@ -6,9 +6,10 @@ from pni_tf.noise.layers import NoiseWrapper
 
 
 def noise_wrappers(model: keras.Model) -> list[NoiseWrapper]:
-    """Returns the PNI wrappers of a model, each once, in the order of its layers."""
+    """Returns the noise wrappers of a model, each once, in the order of its layers."""
+    # Nested models may share a layer.
     found = [w for layer in leaf_layers(model) for w in wrappers_of(layer)]
-    return list(dict.fromkeys(found))  # nested models may share a layer
+    return list(dict.fromkeys(found))
 
 
 def call_layer(layer, *args, **kwargs):
@@ -50,7 +51,7 @@ def rebuild(model, convert, call=None, opens=is_convertible):
             `call_layer`. With it, the result is Functional throughout.
         opens: Whether to rebuild a nested model, or else to take it for a layer.
     """
-    replaced = {}  # a layer may be shared, also between nested models
+    replaced = {}  # A layer may be shared, also between nested models.
 
     def replace(layer):
         if id(layer) not in replaced:
@@ -58,7 +59,7 @@ def rebuild(model, convert, call=None, opens=is_convertible):
                 replaced[id(layer)] = rebuild_one(layer)
             elif isinstance(layer, keras.Layer):
                 replaced[id(layer)] = convert(layer)
-            else:  # a plain operation, such as `keras.ops.pad`
+            else:  # This is a plain operation, such as `keras.ops.pad`.
                 replaced[id(layer)] = layer
         return replaced[id(layer)]
 
@@ -78,7 +79,8 @@ def rebuild(model, convert, call=None, opens=is_convertible):
     return rebuild_one(model)
 
 
-def _check_convertible(model):
+def check_convertible(model) -> None:
+    """Raises an error if a model has no graph that can be rebuilt."""
     if not is_convertible(model):
         raise TypeError(
             "Expected a Functional or Sequential Keras model: a subclassed model has "
@@ -91,29 +93,18 @@ def _check_convertible(model):
         )
 
 
-def check_noise_free(model: keras.Model) -> None:
-    """Raises an error if a model cannot be rebuilt, or has noise already."""
-    _check_convertible(model)
-    for layer in leaf_layers(model):
-        if _contains_noise(layer):
-            raise ValueError(
-                f"{model.name!r} already has noise, at layer {layer.name!r}. Call "
-                "`strip_noise` first"
-            )
-
-
 def leaf_layers(model):
     """Yields the layers of a model, those of nested models in their place."""
     for layer in model.layers:
         if isinstance(layer, keras.Model):
-            _check_convertible(layer)
+            check_convertible(layer)
             yield from leaf_layers(layer)
         else:
             yield layer
 
 
 def wrappers_of(layer) -> list[NoiseWrapper]:
-    """Returns the PNI wrappers around a layer, from the inside out."""
+    """Returns the noise wrappers around a layer, from the inside out."""
     found = []
     while isinstance(layer, NoiseWrapper):
         found.insert(0, layer)
@@ -121,25 +112,9 @@ def wrappers_of(layer) -> list[NoiseWrapper]:
     return found
 
 
-def _contains_noise(layer):
-    # Keras has no public walk over the layers inside a layer.
-    return any(isinstance(part, NoiseWrapper) for part in layer._flatten_layers())
-
-
-def _without_hidden_noise(layer):
-    """Returns a layer that is no PNI wrapper, unless there is one inside it."""
-    if _contains_noise(layer):
-        raise ValueError(
-            f"Cannot reach the noise inside layer {layer.name!r} "
-            f"({type(layer).__name__}). Put the PNI wrapper outside it, as in "
-            "`PNIWeight(TimeDistributed(layer))`"
-        )
-    return layer
-
-
 def network_of(model):
     """Returns the network that a trainer holds; anything else as it is.
 
-    A trainer has the attribute `holds_network`, so that this module need not know it.
+    A trainer has the attribute `holds_network`, so that nothing here imports it.
     """
     return model.model if getattr(model, "holds_network", False) else model

@@ -7,10 +7,9 @@ source, so training one trains the other. `freeze_noise` is the exception: it co
 import keras
 import numpy as np
 
+from pni_tf.checks import check_choice
 from pni_tf.noise.graph import (
-    _check_convertible,
-    _without_hidden_noise,
-    check_noise_free,
+    check_convertible,
     leaf_layers,
     noise_wrappers,
     rebuild,
@@ -74,10 +73,7 @@ def inject_pni(
     Reference: https://arxiv.org/abs/1811.09310, section 3.1 and Table 2.
     """
     check_noise_free(model)
-    if location not in LOCATIONS:
-        raise ValueError(
-            f"`location` must be one of {LOCATIONS}. Received: location={location!r}"
-        )
+    check_choice("location", location, LOCATIONS)
     names = {layer.name for layer in leaf_layers(model)}
     unknown = sorted(set(exclude) - names)
     if unknown:
@@ -124,7 +120,7 @@ def inject_pni(
 
     try:
         return rebuild(model, wrap)
-    except (TypeError, ValueError) as error:  # raised where the wrapper is called
+    except (TypeError, ValueError) as error:  # Raised where the wrapper is called.
         raise ValueError(
             f"Cannot wrap layer {name!r} of {model.name!r} for location={location!r}: "
             f"{error}. Wrapped layers take one tensor; leave this one out with "
@@ -173,6 +169,17 @@ def inject_rse(
     return rebuild(model, wrap)
 
 
+def check_noise_free(model: keras.Model) -> None:
+    """Raises an error if a model cannot be rebuilt, or has noise already."""
+    check_convertible(model)
+    for layer in leaf_layers(model):
+        if _contains_noise(layer):
+            raise ValueError(
+                f"{model.name!r} already has noise, at layer {layer.name!r}. Call "
+                "`strip_noise` first"
+            )
+
+
 def convolutions_of(model: keras.Model) -> list[keras.Layer]:
     """Returns the convolutions of a model, of which there must be one."""
     found = [layer for layer in leaf_layers(model) if isinstance(layer, _CONVOLUTIONS)]
@@ -188,13 +195,13 @@ def strip_noise(model: keras.Model) -> keras.Model:
         model: A Functional or Sequential model, with or without noise.
 
     Returns:
-        A model without PNI wrappers that shares the variables of `model`.
+        A model without noise that shares the variables of `model`.
 
     Raises:
         TypeError: If `model` is neither Functional nor Sequential.
         ValueError: If noise sits inside a layer that cannot be opened.
     """
-    _check_convertible(model)
+    check_convertible(model)
 
     def unwrap(layer):
         while isinstance(layer, NoiseWrapper):
@@ -216,14 +223,13 @@ def freeze_noise(model: keras.Model, seed: int) -> keras.Model:
         seed: Integer that selects the draw.
 
     Returns:
-        A model that shares nothing with `model` and contains no random operation of
-        PNI.
+        A model that shares nothing with `model` and draws no noise.
 
     Raises:
         TypeError: If `model` is neither Functional nor Sequential.
         ValueError: If noise sits inside a layer that cannot be opened.
     """
-    _check_convertible(model)
+    check_convertible(model)
     copy = keras.models.clone_model(model, recursive=True)
     copy.set_weights(model.get_weights())
     wrappers = noise_wrappers(copy)
@@ -282,13 +288,29 @@ def alphas(model: keras.Model) -> dict[str, np.ndarray]:
     return found
 
 
+def _contains_noise(layer):
+    # Keras has no public walk over the layers inside a layer.
+    return any(isinstance(part, NoiseWrapper) for part in layer._flatten_layers())
+
+
+def _without_hidden_noise(layer):
+    """Returns a layer without noise around it, after a look at what is inside it."""
+    if _contains_noise(layer):
+        raise ValueError(
+            f"Cannot reach the noise inside layer {layer.name!r} "
+            f"({type(layer).__name__}). Put the noise wrapper outside it, as in "
+            "`PNIWeight(TimeDistributed(layer))`"
+        )
+    return layer
+
+
 def _kernels(model):
     """Returns the layers with a kernel; each must take and return one tensor."""
-    layers = []
-    for layer in leaf_layers(model):
-        if any(w.name.endswith("kernel") for w in layer.weights):
-            layers.append(layer)
-    return layers
+    return [
+        layer
+        for layer in leaf_layers(model)
+        if any(w.name.endswith("kernel") for w in layer.weights)
+    ]
 
 
 def _normalisation(model):
@@ -298,7 +320,7 @@ def _normalisation(model):
     raise ValueError(
         'location="i" adds noise to the output of the normalisation layer, and '
         f"{model.name!r} has none. Put a `keras.layers.Normalization` or "
-        "`keras.layers.Rescaling` layer behind its input"
+        "`keras.layers.Rescaling` layer right after its input"
     )
 
 

@@ -1,4 +1,4 @@
-"""Keras wrappers that inject parametric noise; they nest in any order.
+"""Keras wrappers that add noise to a layer; they nest in any order.
 
 `PNIOutput(PNIWeight(conv))` is the paper's PNI-W+A-a on one convolution. The noise is
 on in training and inference alike; `strip_noise` gives the twin without it.
@@ -9,7 +9,7 @@ import os
 import keras
 import tensorflow as tf
 
-from pni_tf.checks import check_number
+from pni_tf.checks import check_choice, check_number
 from pni_tf.noise import formula
 
 
@@ -24,7 +24,11 @@ class NoiseWrapper(keras.layers.Wrapper):
 
     Attributes:
         alphas: The trained coefficients, if it has any.
+        position: What gets the noise: `"kernel"`, or the `"input"` or `"output"` of
+            the layer.
     """
+
+    position = "kernel"
 
     def __init__(self, layer, seed=None, **kwargs):
         # Under mixed precision a policy of its own would give the noise float16 values,
@@ -39,7 +43,7 @@ class NoiseWrapper(keras.layers.Wrapper):
         return self.layer.compute_output_shape(input_shape)
 
     def compute_output_spec(self, inputs):
-        return self.layer.compute_output_spec(inputs)  # in the dtype of the layer
+        return self.layer.compute_output_spec(inputs)  # The layer has its own dtype.
 
     def compute_mask(self, inputs, previous_mask=None):
         return self.layer.compute_mask(inputs, previous_mask)
@@ -50,7 +54,7 @@ class NoiseWrapper(keras.layers.Wrapper):
         store["seed_generator_state"] = self.seed_generator.state.numpy()
 
     def load_own_variables(self, store):
-        own = {key: store[key] for key in list(store.keys())}  # not quite a dict
+        own = {key: store[key] for key in list(store.keys())}  # No `items` in a store.
         if "seed_generator_state" in own:
             self.seed_generator.state.assign(own.pop("seed_generator_state"))
         super().load_own_variables(own)
@@ -67,31 +71,21 @@ class ParametricNoiseWrapper(NoiseWrapper):
         granularity: `"layerwise"`, `"channelwise"` or `"elementwise"`: how many
             coefficients alpha there are (see `pni_tf.noise.alpha_shape`).
         initial_alpha: Initial value of alpha; the paper's is 0.25.
-        seed: See `NoiseWrapper`.
-        **kwargs: See `NoiseWrapper`.
+        seed, **kwargs: See `NoiseWrapper`.
     """
 
     def __init__(
         self, layer, granularity="layerwise", initial_alpha=0.25, seed=None, **kwargs
     ):
-        super().__init__(layer, seed, **kwargs)
-        if granularity not in formula.GRANULARITIES:
-            raise ValueError(
-                f"`granularity` must be one of {formula.GRANULARITIES}. "
-                f"Received: granularity={granularity!r}"
-            )
+        super().__init__(layer, seed=seed, **kwargs)
+        check_choice("granularity", granularity, formula.GRANULARITIES)
         self.granularity = granularity
         self.initial_alpha = initial_alpha
 
     def _add_alpha(self, name, shape, channel_axes=(-1,)):
-        self.alphas.append(
-            self.add_weight(
-                name=name,
-                shape=formula.alpha_shape(shape, self.granularity, channel_axes),
-                initializer=keras.initializers.Constant(self.initial_alpha),
-                dtype="float32",
-            )
-        )
+        shape = formula.alpha_shape(shape, self.granularity, channel_axes)
+        start = keras.initializers.Constant(self.initial_alpha)
+        self.alphas.append(self.add_weight(shape, start, "float32", name=name))
 
     def get_config(self):
         return {
@@ -99,6 +93,51 @@ class ParametricNoiseWrapper(NoiseWrapper):
             "granularity": self.granularity,
             "initial_alpha": self.initial_alpha,
         }
+
+
+class ActivationNoise(NoiseWrapper):
+    """Adds noise to the input or output of a layer. Use a subclass, not this class.
+
+    Each element of the batch gets its own noise, and each replica of a distribution
+    strategy its own draw.
+
+    Args:
+        layer: Any layer with one input and one output tensor.
+        frozen: Whether to use the same draw at every call, shared by all examples,
+            which makes the layer deterministic (see `freeze_noise`).
+        seed: See `NoiseWrapper`; `frozen` needs one.
+        **kwargs: See `NoiseWrapper`.
+    """
+
+    def __init__(self, layer, frozen=False, seed=None, **kwargs):
+        super().__init__(layer, seed=seed, **kwargs)
+        if frozen and seed is None:
+            raise ValueError("`frozen=True` needs an integer `seed`. Received: None")
+        self.frozen = frozen
+
+    def call(self, inputs):
+        if self.position == "output":
+            return self.add_noise(self.layer(inputs))
+        noisy = self.add_noise(inputs)
+        # Keras carries the mask on the tensor that the noise replaces. A `mask`
+        # argument would be recorded in the graph, where other layers refuse it.
+        noisy._keras_mask = getattr(inputs, "_keras_mask", None)
+        return self.layer(noisy)
+
+    def add_noise(self, activations):
+        """Returns a noisy copy of a batch of activations, in their dtype."""
+        values = tf.cast(activations, "float32")
+        shape = tf.shape(values)
+        if self.frozen:
+            # One draw for every example, so that it does not change with the batch.
+            seed = tf.constant([self.seed, 0], "int64")
+            shape = tf.concat([[1], shape[1:]], 0)
+        else:
+            seed = formula.fold_in_replica(self.seed_generator.next())
+        return tf.cast(self._noisy(values, shape, seed), activations.dtype)
+
+    def get_config(self):
+        return {**super().get_config(), "frozen": self.frozen}
 
 
 @keras.saving.register_keras_serializable(package="pni_tf")
@@ -113,10 +152,7 @@ class PNIWeight(ParametricNoiseWrapper):
     Args:
         layer: Any layer with a kernel: `Dense`, `EinsumDense`, convolutions of every
             kind, recurrent layers, or `Bidirectional` and `TimeDistributed` around one.
-        granularity: See `ParametricNoiseWrapper`.
-        initial_alpha: See `ParametricNoiseWrapper`.
-        seed: See `NoiseWrapper`.
-        **kwargs: Arguments of `keras.layers.Layer`.
+        granularity, initial_alpha, seed, **kwargs: See `ParametricNoiseWrapper`.
 
     Input and output shapes: those of `layer`.
 
@@ -154,14 +190,14 @@ class PNIWeight(ParametricNoiseWrapper):
                 f"{[w.name for w in self.layer.weights]}"
             )
         names = [kernel.name for kernel in self.kernels]
-        if len(set(names)) < len(names):  # both directions of `Bidirectional`
+        if len(set(names)) < len(names):  # `Bidirectional` has each name twice.
             paths = [kernel.path for kernel in self.kernels]
             common = os.path.commonpath(map(os.path.dirname, paths))
             names = [
                 path.removeprefix(common).strip("/").replace("/", "_") for path in paths
             ]
         for name, kernel in zip(names, self.kernels, strict=True):
-            axes = output_channel_axes(self.layer, kernel)
+            axes = formula.output_channel_axes(self.layer, kernel)
             self._add_alpha(f"{name}_alpha", kernel.shape, axes)
 
     def noisy_kernels(self):
@@ -203,8 +239,8 @@ class PNIWeight(ParametricNoiseWrapper):
         return outputs
 
 
-class _ActivationNoise(ParametricNoiseWrapper):
-    """Noise on a batch of activations: common to `PNIOutput` and `PNIInput`."""
+class _ParametricActivationNoise(ParametricNoiseWrapper, ActivationNoise):
+    """Parametric noise on activations: common to `PNIOutput` and `PNIInput`."""
 
     def __init__(
         self,
@@ -216,18 +252,17 @@ class _ActivationNoise(ParametricNoiseWrapper):
         seed=None,
         **kwargs,
     ):
-        super().__init__(layer, granularity, initial_alpha, seed, **kwargs)
-        if sigma_over not in formula.SIGMA_SCOPES:
-            raise ValueError(
-                f"`sigma_over` must be one of {formula.SIGMA_SCOPES}. "
-                f"Received: sigma_over={sigma_over!r}"
-            )
-        if frozen and seed is None:
-            raise ValueError("`frozen=True` needs an integer `seed`. Received: None")
+        super().__init__(
+            layer, granularity, initial_alpha, seed, frozen=frozen, **kwargs
+        )
+        check_choice("sigma_over", sigma_over, formula.SIGMA_SCOPES)
         self.sigma_over = sigma_over
-        self.frozen = frozen
 
-    def _build_alpha(self, name, shape):
+    def build(self, input_shape):
+        super().build(input_shape)
+        shape = input_shape
+        if self.position == "output":
+            shape = self.layer.compute_output_shape(input_shape)
         if not all(size is None or isinstance(size, int) for size in shape):
             raise ValueError(
                 f"`{type(self).__name__}` needs one tensor to add noise to. Received: "
@@ -241,45 +276,25 @@ class _ActivationNoise(ParametricNoiseWrapper):
                 f"alpha covers. Received: shape {shape} at layer {self.layer.name!r}; "
                 'give the model a fixed input shape, or use granularity="layerwise"'
             )
-        self._add_alpha(name, shape)
+        self._add_alpha(f"{self.position}_alpha", shape)
 
-    def add_noise(self, activations):
-        """Returns a noisy copy of a batch of activations, in their dtype."""
-        values = tf.cast(activations, "float32")
-        shape = tf.shape(values)
-        if self.frozen:
-            # One draw for every example, so that it does not change with the batch.
-            seed = tf.constant([self.seed, 0], "int64")
-            shape = tf.concat([[1], shape[1:]], 0)
-        else:
-            seed = formula.fold_in_replica(self.seed_generator.next())
-        noisy = formula.parametric_noise(
-            values,
-            tf.convert_to_tensor(self.alphas[0].value),
-            seed,
-            sigma_over=self.sigma_over,
-            noise_shape=shape,
+    def _noisy(self, values, noise_shape, seed):
+        alpha = tf.convert_to_tensor(self.alphas[0].value)
+        return formula.parametric_noise(
+            values, alpha, seed, sigma_over=self.sigma_over, noise_shape=noise_shape
         )
-        return tf.cast(noisy, activations.dtype)
 
     def get_config(self):
-        return {
-            **super().get_config(),
-            "sigma_over": self.sigma_over,
-            "frozen": self.frozen,
-        }
+        return {**super().get_config(), "sigma_over": self.sigma_over}
 
 
 @keras.saving.register_keras_serializable(package="pni_tf")
-class PNIOutput(_ActivationNoise):
+class PNIOutput(_ParametricActivationNoise):
     """Adds parametric noise to the output of a layer (PNI-A-a, or PNI-I).
 
-    Each element of the batch gets its own noise, and each replica of a distribution
-    strategy its own draw.
-
     Args:
-        layer: Any layer with one input and one output tensor. Around the network's
-            normalisation layer this is the paper's PNI-I.
+        layer: See `ActivationNoise`. Around the network's normalisation layer this is
+            the paper's PNI-I.
         granularity: See `ParametricNoiseWrapper`; `"channelwise"` is one alpha for each
             entry of the last axis, `"elementwise"` one for each activation of an
             example.
@@ -287,90 +302,40 @@ class PNIOutput(_ActivationNoise):
         sigma_over: `"batch"` (the paper): sigma is the standard deviation over the
             whole batch, so one prediction depends on its neighbours. `"example"`: one
             standard deviation for each example.
-        frozen: Whether to use the same draw at every call, shared by all examples,
-            which makes the layer deterministic (see `freeze_noise`).
-        seed: See `NoiseWrapper`.
-        **kwargs: Arguments of `keras.layers.Layer`.
+        frozen, seed, **kwargs: See `ActivationNoise`.
 
     Input and output shapes: those of `layer`.
 
     Reference: https://arxiv.org/abs/1811.09310, section 4.2.1 and Table 2.
     """
 
-    def build(self, input_shape):
-        super().build(input_shape)
-        self._build_alpha("output_alpha", self.layer.compute_output_shape(input_shape))
-
-    def call(self, inputs):
-        return self.add_noise(self.layer(inputs))
+    position = "output"
 
 
 @keras.saving.register_keras_serializable(package="pni_tf")
-class PNIInput(_ActivationNoise):
+class PNIInput(_ParametricActivationNoise):
     """Adds parametric noise to the input of a layer (PNI-A-b).
 
     The arguments are those of `PNIOutput`.
     """
 
-    def build(self, input_shape):
-        super().build(input_shape)
-        self._build_alpha("input_alpha", input_shape)
-
-    def call(self, inputs):
-        noisy = self.add_noise(inputs)
-        # Keras carries the mask on the tensor that the noise replaces. A `mask`
-        # argument would be recorded in the graph, where other layers refuse it.
-        noisy._keras_mask = getattr(inputs, "_keras_mask", None)
-        return self.layer(noisy)
-
-
-def output_channel_axes(layer, kernel):
-    """Returns the axes of a kernel that index the output channels of its layer."""
-    while isinstance(layer, keras.layers.Wrapper):
-        layer = layer.layer
-    if kernel.name == "depthwise_kernel" or isinstance(
-        layer, (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
-    ):
-        return (-2, -1)  # input channel and multiplier together are the output channel
-    transposed = (
-        keras.layers.Conv1DTranspose,
-        keras.layers.Conv2DTranspose,
-        keras.layers.Conv3DTranspose,
-    )
-    if isinstance(layer, transposed):
-        return (-2,)
-    if isinstance(layer, keras.layers.EinsumDense):
-        inputs, output = layer.equation.replace("...", "").split("->")
-        images, letters = inputs.split(",")
-        return tuple(
-            axis
-            for axis, letter in enumerate(letters)
-            if letter in output and letter not in images
-        )
-    return (-1,)
+    position = "input"
 
 
 DISTRIBUTIONS = ("gaussian", "laplace")
-POSITIONS = ("input", "output")
 
 
 @keras.saving.register_keras_serializable(package="pni_tf")
-class FixedNoise(NoiseWrapper):
+class FixedNoise(ActivationNoise):
     """Adds noise of a fixed scale to the input or output of a layer.
 
-    Each element of the batch gets its own noise, in training and inference alike, and
-    each replica of a distribution strategy its own draw.
-
     Args:
-        layer: Any layer with one input and one output tensor.
+        layer: See `ActivationNoise`.
         scale: Standard deviation of `"gaussian"` noise, or `b` of `"laplace"` noise,
             whose density is `exp(-|x| / b) / 2b`.
         position: `"input"` or `"output"` of the layer.
         distribution: `"gaussian"` or `"laplace"`.
-        frozen: Whether to use the same draw at every call, shared by all examples,
-            which makes the layer deterministic (see `freeze_noise`).
-        seed: Integer seed of the noise, or None for a random one.
-        **kwargs: Arguments of `keras.layers.Layer`.
+        frozen, seed, **kwargs: See `ActivationNoise`.
 
     Input and output shapes: those of `layer`.
 
@@ -388,54 +353,23 @@ class FixedNoise(NoiseWrapper):
         seed=None,
         **kwargs,
     ):
-        super().__init__(layer, seed, **kwargs)
+        super().__init__(layer, frozen, seed, **kwargs)
         check_number("scale", scale, minimum=0)
-        for name, value, known in (
-            ("position", position, POSITIONS),
-            ("distribution", distribution, DISTRIBUTIONS),
-        ):
-            if value not in known:
-                raise ValueError(
-                    f"`{name}` must be one of {known}. Received: {name}={value!r}"
-                )
-        if frozen and seed is None:
-            raise ValueError("`frozen=True` needs an integer `seed`. Received: None")
+        check_choice("position", position, ("input", "output"))
+        check_choice("distribution", distribution, DISTRIBUTIONS)
         self.scale = float(scale)
         self.position = position
         self.distribution = distribution
-        self.frozen = frozen
 
-    def call(self, inputs):
-        if self.position == "output":
-            return self.add_noise(self.layer(inputs))
-        return self.layer(self.add_noise(inputs))
-
-    def add_noise(self, activations):
-        """Returns a noisy copy of a batch of activations, in their dtype."""
-        shape = tf.shape(activations)
-        if self.frozen:
-            # One draw for every example, so that it does not change with the batch.
-            seed = tf.constant([self.seed, 0], "int64")
-            shape = tf.concat([[1], shape[1:]], 0)
-        else:
-            seed = formula.fold_in_replica(self.seed_generator.next())
-        draw = self.scale * _standard(self.distribution, shape, seed)
-        return tf.cast(tf.cast(activations, "float32") + draw, activations.dtype)
+    def _noisy(self, values, noise_shape, seed):
+        if self.distribution == "gaussian":
+            return values + self.scale * tf.random.stateless_normal(noise_shape, seed)
+        # The difference of two exponential variables; 1 - u is never zero.
+        both = tf.concat([[2], noise_shape], 0)
+        uniform = tf.random.stateless_uniform(both, seed)
+        first, second = tf.unstack(-tf.math.log1p(-uniform))
+        return values + self.scale * (first - second)
 
     def get_config(self):
-        return {
-            **super().get_config(),
-            "scale": self.scale,
-            "position": self.position,
-            "distribution": self.distribution,
-            "frozen": self.frozen,
-        }
-
-
-def _standard(distribution, shape, seed):
-    if distribution == "gaussian":
-        return tf.random.stateless_normal(shape, seed)
-    # The difference of two exponential variables; 1 - u is never zero.
-    uniform = tf.random.stateless_uniform(tf.concat([[2], shape], 0), seed)
-    first, second = tf.unstack(-tf.math.log1p(-uniform))
-    return first - second
+        own = ("scale", "position", "distribution")
+        return {**super().get_config(), **{name: getattr(self, name) for name in own}}

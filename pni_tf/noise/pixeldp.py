@@ -1,4 +1,4 @@
-"""Defence by PixelDP: noise of a fixed strength behind a bounded first convolution.
+"""Defence by PixelDP: noise of a fixed strength after a bounded first convolution.
 
 Its networks predict by the mean over several draws: see `Target.ensemble`. What they
 certify is in `pni_tf.evaluation.certification`.
@@ -12,8 +12,8 @@ import numpy as np
 import tensorflow as tf
 
 from pni_tf.checks import check_choice, check_number
-from pni_tf.noise.graph import check_noise_free, is_transparent, rebuild
-from pni_tf.noise.injection import convolutions_of, seeds_from
+from pni_tf.noise.graph import is_transparent, rebuild
+from pni_tf.noise.injection import check_noise_free, convolutions_of, seeds_from
 from pni_tf.noise.layers import DISTRIBUTIONS, FixedNoise
 
 NORMS = ("l2", "l1")
@@ -45,8 +45,7 @@ def convolution_sensitivity(
         A scalar in the dtype of the kernel. Without padding it may be above the exact
         norm by a few per cent, never below.
     """
-    if norm not in NORMS:
-        raise ValueError(f"`norm` must be one of {NORMS}. Received: norm={norm!r}")
+    check_choice("norm", norm, NORMS)
     if scale is not None:
         kernel *= tf.reshape(tf.cast(scale, kernel.dtype), [1, 1, -1, 1])
     if norm == "l1":
@@ -236,7 +235,7 @@ def factors_before(model: keras.Model, layer: keras.Layer) -> np.ndarray:
     Raises:
         ValueError: If something else than `Normalization`, `Rescaling` and
             `ZeroPadding2D` comes before the layer or goes around it, the layer sees the
-            image twice, or it is no plain convolution of images of a fixed size.
+            image twice, or it is not a plain convolution of images of a fixed size.
     """
     if not is_transparent(model) or len(model.inputs) != 1:
         raise ValueError(
@@ -249,6 +248,8 @@ def factors_before(model: keras.Model, layer: keras.Layer) -> np.ndarray:
     )
     found = []
 
+    # The graph itself is run, on a stand-in for the image: an operation sees the image
+    # where it gets one, so no way around the noise can be overlooked.
     def follow(operation, *args, **kwargs):
         """Returns what an operation makes of the image: None where it is not clear."""
         inputs = keras.tree.flatten((args, kwargs))
@@ -270,7 +271,7 @@ def factors_before(model: keras.Model, layer: keras.Layer) -> np.ndarray:
     outputs = through(model, _Image(np.ones(model.input_shape[-1], "float32")))
     if not found or any(isinstance(x, _Image) for x in keras.tree.flatten(outputs)):
         raise ValueError(
-            f"An output of model {model.name!r} does not come through the noise behind "
+            f"An output of model {model.name!r} does not come through the noise after "
             f"layer {layer.name!r}, which then hides nothing of the image from it"
         )
     return found[0]
@@ -278,7 +279,7 @@ def factors_before(model: keras.Model, layer: keras.Layer) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class _Image:
-    """The image, but for what each channel was multiplied by, shifts and padding."""
+    """The image, up to shifts, padding and what each channel was multiplied by."""
 
     factors: np.ndarray
 

@@ -1,13 +1,14 @@
 """`bin/reproduce`: the paper's tables and figures, by as many runs as they need."""
 
+import dataclasses
 import signal
 import sys
 from pathlib import Path
 
-from absl import flags
-
 from pni_tf import files
 from pni_tf.cli import app
+from pni_tf.settings.base import Group, setting
+from pni_tf.settings.machine import Source
 
 USAGE = """\
 Trains and evaluates what tables and figures of the paper need, and writes one report:
@@ -15,89 +16,84 @@ our numbers, the paper's, and those of a stricter evaluation. The same command g
 after an interruption, and reuses what is there.
 
     bin/reproduce --study=table2,figure2 --scale=digits"""
-WORK, MACHINE = "work", "machine"
-GROUPS = (WORK, MACHINE)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Work(Group):
+    """What to reproduce."""
+
+    heading = "Work"
+
+    study: tuple[str, ...] = setting(
+        ("all",),
+        "Studies: table1 to table7, figure1 to figure3, mnist (CPU scale), or all.",
+    )
+    scale: str = setting(
+        "digits",
+        "digits: everything on small images, within an hour on 2 CPU cores. cpu: "
+        "CIFAR-10 with a short recipe, an hour for a training. paper: the paper's "
+        "networks and recipe, for GPUs.",
+        choices=("digits", "cpu", "paper"),
+    )
+    networks: tuple[str, ...] | None = setting(
+        None,
+        "Only what needs no others than these, by the names in the folder trainings/ "
+        "without the seed, such as vanilla,adversarial,pni_w; all by default.",
+    )
+    seeds: int | None = setting(
+        None,
+        "Number of training seeds; by default 2 on digits (1 of the deeper and wider "
+        "networks), 1 on the CPU scale and 5 of the paper's.",
+        least=1,
+    )
+    output_dir: str | None = setting(
+        None, "Folder of all runs and of the report; by default reproduction/SCALE."
+    )
+    note: str | None = setting(
+        None,
+        "What readers of the report must know, such as of the data or the machine.",
+    )
+    dry_run: bool = setting(
+        False,
+        "Only show what is left to do, with an estimate, and write the report from "
+        "what is there.",
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Machine(Source):
+    """Where the data lie, and how many jobs run at once."""
+
+    heading = "Machine"
+
+    jobs: int | None = setting(
+        None,
+        "Number of jobs to run at once, which share the CPU cores; by default one for "
+        "each core (8 at most) on digits, where jobs are small, and one otherwise.",
+        least=1,
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reproduction:
+    """All settings of `bin/reproduce`."""
+
+    work: Work = Work()
+    machine: Machine = Machine()
 
 
 def run() -> None:
     """Entry point of `pni-reproduce`."""
-    _define()
-    app.run(main, usage=USAGE, groups=GROUPS, names=0)
+    app.run(main, usage=USAGE, settings=Reproduction)
 
 
-def _define():
-    flags.DEFINE_list(
-        "study",
-        ["all"],
-        "Studies: table1 to table7, figure1 to figure3, mnist (CPU scale), or all.",
-        module_name=WORK,
-    )
-    flags.DEFINE_enum(
-        "scale",
-        "digits",
-        ["digits", "cpu", "paper"],
-        "digits: everything on small images, within an hour on 2 CPU cores. cpu: "
-        "CIFAR-10 with a short recipe, an hour for a training. paper: the paper's "
-        "networks and recipe, for GPUs.",
-        module_name=WORK,
-    )
-    flags.DEFINE_list(
-        "networks",
-        None,
-        "Only what needs no others than these, by the names in the folder trainings/ "
-        "without the seed, such as vanilla,adversarial,pni_w; all by default.",
-        module_name=WORK,
-    )
-    flags.DEFINE_integer(
-        "seeds",
-        None,
-        "Number of training seeds; by default 2 on digits (1 of the deeper and wider "
-        "networks), 1 on the CPU scale and 5 of the paper's.",
-        lower_bound=1,
-        module_name=WORK,
-    )
-    flags.DEFINE_string(
-        "output_dir",
-        None,
-        "Folder of all runs and of the report; by default reproduction/SCALE.",
-        module_name=WORK,
-    )
-    flags.DEFINE_string(
-        "note",
-        None,
-        "What readers of the report must know, such as of the data or the machine.",
-        module_name=WORK,
-    )
-    flags.DEFINE_integer(
-        "jobs",
-        None,
-        "Number of jobs to run at once, which share the CPU cores; by default one for "
-        "each core (8 at most) on digits, where jobs are small, and one otherwise.",
-        lower_bound=1,
-        module_name=MACHINE,
-    )
-    flags.DEFINE_bool(
-        "dry_run",
-        False,
-        "Only show what is left to do, with an estimate, and write the report from "
-        "what is there.",
-        module_name=WORK,
-    )
-    flags.DEFINE_string(
-        "data_dir", None, "Folder of the TFDS datasets.", module_name=MACHINE
-    )
-    flags.DEFINE_bool(
-        "download", False, "Download datasets that are missing.", module_name=MACHINE
-    )
-
-
-def main() -> int:
+def main(settings: Reproduction) -> int:
     from pni_tf.reproduce import report, runner
     from pni_tf.reproduce.jobs import Costs, Stamp, in_order, reference_costs
     from pni_tf.reproduce.scales import SCALES
     from pni_tf.reproduce.studies import parts_of
 
-    given = flags.FLAGS
+    given, machine = settings.work, settings.machine
     scale = SCALES[given.scale]
     studies = _studies(given.study, scale)
     root = Path(given.output_dir or f"reproduction/{scale.name}")
@@ -109,7 +105,7 @@ def main() -> int:
     except OSError as error:
         raise OSError(f"cannot write to --output_dir={root}: {error}") from error
     with files.lock(root, f"--output_dir={root}") as lock:
-        workers = given.jobs or _workers(scale)
+        workers = machine.jobs or _workers(scale)
         costs = Costs(root, jobs, reference_costs(scale.name), workers)
         left = [job for job in jobs if not Stamp(root, job).is_done]
         print(
@@ -127,7 +123,7 @@ def main() -> int:
                     root,
                     costs,
                     workers=workers,
-                    extra=_extra(given),
+                    extra=_extra(machine),
                     lock=lock,
                 )
         finally:
@@ -145,7 +141,7 @@ def main() -> int:
 def _studies(names: list[str], scale) -> list[str]:
     from pni_tf.reproduce.studies import STUDIES
 
-    if names == ["all"]:
+    if names == ("all",):
         return list(scale.studies)
     for name in names or [""]:
         if name not in STUDIES:
@@ -190,9 +186,9 @@ def _workers(scale):
     return min(runner.cpu_cores(), 8) if scale.small else 1
 
 
-def _extra(given):
-    found = [f"--data_dir={given.data_dir}"] if given.data_dir else []
-    found += ["--download"] if given.download else []
+def _extra(machine):
+    found = [f"--data_dir={machine.data_dir}"] if machine.data_dir else []
+    found += ["--download"] if machine.download else []
     return {"train": found, "evaluate": found}
 
 

@@ -10,7 +10,7 @@ import statistics
 from pathlib import Path
 
 from pni_tf import __version__, files
-from pni_tf.cli.app import expand_flagfiles
+from pni_tf.cli.flags import expand_flagfiles
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

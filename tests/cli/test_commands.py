@@ -13,18 +13,21 @@ from types import SimpleNamespace
 import keras
 import numpy as np
 import pytest
-from absl import flags
+from absl.flags import FLAGS
 from absl.testing import flagsaver
 from keras import layers
 
 from pni_tf import data, inject_pixeldp, models
-from pni_tf.cli import app, evaluate, export, train, train_flags
+from pni_tf.cli import app, evaluate, export, flags, train
 from pni_tf.distribution.cluster import WorkerLost
+from pni_tf.settings.base import group_types, groups_of
+from pni_tf.settings.evaluation import EvaluationRun
+from pni_tf.settings.training import TrainingRun
 from pni_tf.training import assembly
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs").glob("*.cfg"))
-DEFINE = {train: train_flags.define, evaluate: evaluate.define}
+RUNS = {train: TrainingRun, evaluate: EvaluationRun}
 
 
 @pytest.fixture(autouse=True)
@@ -49,14 +52,20 @@ def assert_refused(result, *words):
     assert result.out == ""
 
 
-def parsed(module, *argv):
-    """Parses a command line and returns the values of all flags of the command."""
+def parsed(*argv):
+    """Parses a command line of `bin/train`, and returns its settings."""
     with flagsaver.flagsaver():
-        DEFINE[module]()
-        flags.FLAGS(app.expand_flagfiles(["command", *map(str, argv)]))
-        settings = train_flags.settings()
-        train._check(settings)
-        return settings, train_flags.serialized()
+        flags.define(TrainingRun)
+        FLAGS(flags.expand_flagfiles(["command", *map(str, argv)]))
+        return flags.read(TrainingRun)
+
+
+def value_of(settings, name):
+    """Returns the value of a setting, whatever its group."""
+    (found,) = (
+        getattr(group, name) for group in groups_of(settings) if hasattr(group, name)
+    )
+    return found
 
 
 NUMBERS = (
@@ -77,17 +86,17 @@ NUMBERS = (
     "pixeldp_bound",
 )
 ENUMS = {
-    "noise": "<pni|rse|pixeldp>",
-    "pixeldp_distribution": "<gaussian|laplace>",
-    "pni": "<w|a-a|a-b|i|w+a-a|w+a-b|none>",
-    "pni_granularity": "<layerwise|channelwise|elementwise>",
-    "pni_sigma": "<batch|example>",
-    "attack_labels": "<predicted|true>",
-    "optimizer": "<sgd|adam>",
-    "schedule": "<constant|piecewise|cosine>",
-    "strategy": "<none|mirrored|multi_worker|tpu>",
-    "mixed_precision": "<none|float16|bfloat16>",
-    "jit": "<auto|on|off>",
+    "noise": "from: pni, rse, pixeldp",
+    "pixeldp_distribution": "from: gaussian, laplace",
+    "pni": "from: w, a-a, a-b, i, w+a-a, w+a-b, none",
+    "pni_granularity": "from: layerwise, channelwise, elementwise",
+    "pni_sigma": "from: batch, example",
+    "attack_labels": "from: predicted, true",
+    "optimizer": "from: sgd, adam",
+    "schedule": "from: constant, piecewise, cosine",
+    "strategy": "from: none, mirrored, multi_worker, tpu",
+    "mixed_precision": "from: none, float16, bfloat16",
+    "jit": "from: auto, on, off",
 }
 COUNTS = (
     "train_examples",
@@ -151,7 +160,7 @@ class TestTrainFlags:
             ),
             (["--seed=2147483648"], ["--seed=2147483648"]),
             *(
-                [[f"--{name}=2147483648"], [f"--{name}=2147483648", "at most"]]
+                [[f"--{name}=2147483648"], [f"--{name}=2147483648", "to 2147483647"]]
                 for name in COUNTS
                 if name != "cpu_devices"
             ),
@@ -197,7 +206,7 @@ class TestTrainFlags:
             (["--epsilon", "0.1"], "epsilon", 0.1),
             (["--weight_decay=2e-4"], "weight_decay", 2e-4),
             (["--width=3/2"], "width", 1.5),
-            (["--eval_steps=7, 40,100"], "eval_steps", [7, 40, 100]),
+            (["--eval_steps=7, 40,100"], "eval_steps", (7, 40, 100)),
             (["--noadversarial"], "adversarial", False),
             (["--adversarial=false"], "adversarial", False),
             (["--epochs=2", "--epochs=3"], "epochs", 3),
@@ -205,8 +214,7 @@ class TestTrainFlags:
         ],
     )
     def test_good_flags(self, argv, name, value):
-        settings, _ = parsed(train, *argv)
-        assert getattr(settings, name) == value
+        assert value_of(parsed(*argv), name) == value
 
     @pytest.mark.parametrize(
         ("argv", "rates"),
@@ -225,8 +233,8 @@ class TestTrainFlags:
         ],
     )
     def test_schedules(self, argv, rates):
-        settings, _ = parsed(train, *argv, "--learning_rate=0.2", "--epochs=4")
-        optimizer = assembly.make_optimizer(settings, steps=10)
+        settings = parsed(*argv, "--learning_rate=0.2", "--epochs=4")
+        optimizer = assembly.make_optimizer(settings.recipe.optimisation, 10)
         optimizer.build([keras.Variable(0.0)])
         found = []
         for step in STEPS:
@@ -396,17 +404,13 @@ class TestRunDirectory:
         ],
     )
     def test_flags_cfg_repeats_the_run(self, argv, folder):
-        settings, text = parsed(train, *argv)
+        settings = parsed(*argv)
+        text = flags.flagfile(settings)
         (folder / "flags.cfg").write_text(text)
-        again, text_again = parsed(train, "--flagfile=flags.cfg")
-        assert again == settings
-        assert text_again == text
-        with flagsaver.flagsaver():
-            train_flags.define()
-            flags.FLAGS(app.expand_flagfiles(["train", "--flagfile=flags.cfg"]))
-            assert train_flags.differences(text) == []
-            flags.FLAGS.epochs += 1
-            assert len(train_flags.differences(text)) == 1
+        assert parsed("--flagfile=flags.cfg") == settings
+        assert flags.differences(text, settings) == []
+        longer = parsed("--flagfile=flags.cfg", "--epochs=1234")
+        assert len(flags.differences(text, longer)) == 1
 
     def test_a_flags_cfg_that_is_no_text(self, command, folder):
         (folder / "run").mkdir()
@@ -415,12 +419,12 @@ class TestRunDirectory:
         assert_refused(command(evaluate, "run"), "run/flags.cfg is damaged")
 
     def test_flags_cfg_is_read_without_the_flags_of_train(self, folder):
-        _, text = parsed(train, "--dataset=svhn", "--epsilon=0.1", "--run_dir=a=b")
-        (folder / "flags.cfg").write_text(text)
-        values = train_flags.read(folder / "flags.cfg")
+        settings = parsed("--dataset=svhn", "--epsilon=0.1", "--run_dir=a=b")
+        (folder / "flags.cfg").write_text(flags.flagfile(settings))
+        values = flags.values_in(folder / "flags.cfg")
         assert (values["dataset"], values["epsilon"]) == ("svhn", "0.1")
         assert values["run_dir"] == "a=b"
-        assert train_flags.read(folder / "none.cfg") == {}
+        assert flags.values_in(folder / "none.cfg") == {}
 
 
 class TestFlagfiles:
@@ -446,25 +450,25 @@ class TestFlagfiles:
             "relative": [f"--flagfile={os.path.relpath(nested)}"],
             "single dash": [f"-flagfile={nested}"],
         }[form]
-        settings, _ = parsed(train, *argv, "--learning_rate=0.5")
-        assert (settings.epochs, settings.seed, settings.batch_size) == (11, 12, 13)
-        assert (settings.adversarial, settings.learning_rate) == (False, 0.5)
+        recipe = parsed(*argv, "--learning_rate=0.5").recipe
+        assert (recipe.optimisation.epochs, recipe.optimisation.batch_size) == (11, 13)
+        assert (recipe.computation.seed, recipe.optimisation.learning_rate) == (12, 0.5)
+        assert not recipe.adversarial.adversarial
 
     @pytest.mark.parametrize(("order", "epochs"), [(1, 11), (-1, 2)])
     def test_the_last_flag_wins(self, order, epochs, nested):
         argv = ["--epochs=2", f"--flagfile={nested}"][::order]
-        settings, _ = parsed(train, *argv)
-        assert settings.epochs == epochs
+        assert parsed(*argv).recipe.optimisation.epochs == epochs
 
     def test_a_file_may_be_included_twice(self, folder):
         (folder / "base.cfg").write_text("--epochs=5\n")
         (folder / "a.cfg").write_text("--flagfile=base.cfg\n--flagfile=base.cfg\n")
-        settings, _ = parsed(train, "--flagfile=a.cfg", "--flagfile=base.cfg")
-        assert settings.epochs == 5
+        settings = parsed("--flagfile=a.cfg", "--flagfile=base.cfg")
+        assert settings.recipe.optimisation.epochs == 5
 
     def test_a_value_after_a_double_dash_is_no_flagfile(self):
         argv = ["train", "--", "--flagfile=missing.cfg"]
-        assert app.expand_flagfiles(argv) == argv
+        assert flags.expand_flagfiles(argv) == argv
 
     @pytest.mark.parametrize(
         ("files", "words"),
@@ -499,8 +503,8 @@ class TestFlagfiles:
 
     def test_marks_and_line_ends_of_other_systems(self, folder):
         (folder / "a.cfg").write_bytes(b"\xef\xbb\xbf--epochs=7\r\n--seed=8\r\n")
-        settings, _ = parsed(train, "--flagfile=a.cfg")
-        assert (settings.epochs, settings.seed) == (7, 8)
+        recipe = parsed("--flagfile=a.cfg").recipe
+        assert (recipe.optimisation.epochs, recipe.computation.seed) == (7, 8)
 
     @pytest.mark.parametrize("argv", [["--flagfile="], ["--flagfile"]])
     def test_no_file(self, argv, command):
@@ -511,16 +515,15 @@ class TestConfigs:
     @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.name)
     def test_config(self, config):
         """It is valid, known by its name from anywhere, and names what exists."""
-        settings, text = parsed(train, f"--flagfile={config}")
+        settings = parsed(f"--flagfile={config}")
         for name in (f"configs/{config.name}", config.name):
-            assert parsed(train, f"--flagfile={name}") == (settings, text)
-        assert settings.dataset in data.DATASETS
-        assert settings.model in models.MODELS
+            assert parsed(f"--flagfile={name}") == settings
+        assert settings.data.dataset in data.DATASETS
+        assert settings.recipe.network.model in models.MODELS
 
     def test_a_neighbour_comes_before_a_config_of_the_same_name(self, folder):
         (folder / "pni_w.cfg").write_text("--epochs=3\n")
-        settings, _ = parsed(train, "--flagfile=pni_w.cfg")
-        assert settings.epochs == 3
+        assert parsed("--flagfile=pni_w.cfg").recipe.optimisation.epochs == 3
 
 
 class TestHelp:
@@ -530,9 +533,9 @@ class TestHelp:
         result = command(module, flag, "--no_such_flag")
         assert (result.status, result.err) == (0, "")
         with flagsaver.flagsaver():
-            before = set(flags.FLAGS)
-            DEFINE[module]()
-            defined = [flags.FLAGS[name] for name in set(flags.FLAGS) - before]
+            before = set(FLAGS)
+            flags.define(RUNS[module])
+            defined = [FLAGS[name] for name in set(FLAGS) - before]
         assert len(defined) > 10
         entries = dict(
             re.findall(
@@ -550,8 +553,8 @@ class TestHelp:
 
     def test_groups_in_order(self, command):
         lines = command(train, "--helpshort").out.splitlines()
-        found = [line[:-1] for line in lines if line.rstrip(":") in train_flags.GROUPS]
-        assert found == list(train_flags.GROUPS)
+        headings = [group.heading for group in group_types(TrainingRun)]
+        assert [line[:-1] for line in lines if line.rstrip(":") in headings] == headings
 
     def test_export(self, command):
         result = command(export, "--helpshort")
@@ -807,7 +810,7 @@ class TestExportFlags:
 
 class TestApp:
     def run(self, main):
-        app.run(main, usage="usage", groups=(), names=0)
+        app.run(main, usage="usage")
 
     @pytest.mark.parametrize(
         ("error", "status"),

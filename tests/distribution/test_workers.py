@@ -281,7 +281,8 @@ def test_a_worker_that_dies_while_they_connect_is_named_in_time():
     """It has met the chief, and never starts TensorFlow."""
     hosts = addresses(2)
     code = (
-        "from pni_tf.cluster import Cluster; from pni_tf.distribution import connect; "
+        "from pni_tf.distribution.cluster import Cluster; "
+        "from pni_tf.distribution.workers import connect; "
         f"connect('multi_worker', cluster=Cluster({hosts}, 0), timeout=4)"
     )
     with subprocess.Popen(

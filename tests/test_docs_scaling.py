@@ -1,4 +1,4 @@
-"""What BUILD.md tells users to paste."""
+"""What docs/scaling.md tells users to paste."""
 
 import json
 import os
@@ -12,12 +12,16 @@ import yaml
 
 from pni_tf.distribution.cluster import find_cluster
 
-ROOT = Path(__file__).parents[1]
+DOCS = Path(__file__).parents[1] / "docs"
+# What it sets TF_CONFIG to, for two hosts and for two processes.
+CLUSTERS = re.findall(
+    r"TF_CONFIG='(.*?)'(?: +#| \\)", (DOCS / "scaling.md").read_text(), re.DOTALL
+)
 
 
 @pytest.fixture
 def manifest():
-    return list(yaml.safe_load_all((ROOT / "docs" / "kubernetes.yaml").read_text()))
+    return list(yaml.safe_load_all((DOCS / "kubernetes.yaml").read_text()))
 
 
 def test_the_manifest_is_valid(manifest):
@@ -55,12 +59,7 @@ def test_pods_find_each_other(manifest, index, monkeypatch):
     assert cluster.addresses[index] == f"{name}-{index}.{domain}:{port}"
 
 
-@pytest.mark.parametrize(
-    "config",
-    re.findall(
-        r"TF_CONFIG='(.*?)'(?: +#| \\)", (ROOT / "BUILD.md").read_text(), re.DOTALL
-    ),
-)
+@pytest.mark.parametrize("config", CLUSTERS)
 def test_clusters_of_the_documentation(config, monkeypatch):
     config = config.replace("'$index'", "1")
     assert json.loads(config)
@@ -69,5 +68,4 @@ def test_clusters_of_the_documentation(config, monkeypatch):
 
 
 def test_there_are_two_of_them():
-    text = (ROOT / "BUILD.md").read_text()
-    assert len(re.findall(r"TF_CONFIG='(.*?)'(?: +#| \\)", text, re.DOTALL)) == 2
+    assert len(CLUSTERS) == 2

@@ -19,7 +19,7 @@ from free_ports import addresses
 from pni_tf import alphas, load_dataset, load_target, strip_noise
 from pni_tf.targets import load_model
 
-BIN = Path(__file__).parents[1] / "bin"
+BIN = Path(__file__).parents[2] / "bin"
 EPOCHS = 5
 # Small, but with every kind of state: momentum, alphas, generators, a schedule.
 SETTINGS = (

@@ -1,0 +1,190 @@
+"""The settings of an evaluation."""
+
+import dataclasses
+
+from pni_tf.settings.base import LARGEST_INTEGER, Group, setting
+from pni_tf.settings.machine import Devices, Source
+
+# The short names of `pni_tf.attacks.ATTACKS`, and two that need a further network.
+ATTACKS = (
+    *("fgsm", "pgd", "apgd-ce", "apgd-dlr", "apgd-t", "cw", "square", "zoo", "random"),
+    *("transfer", "substitute"),
+)
+_DEFAULT_ATTACKS = {
+    "linf": "fgsm,pgd(steps=7),pgd(steps=40)",
+    "l2": "pgd(steps=7),pgd(steps=40)",
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TestData(Source):
+    """What to attack."""
+
+    dataset: str | None = setting(
+        None, "Dataset whose test images are attacked: see bin/train."
+    )
+    examples: int | None = setting(
+        None, "Number of test images; all by default.", least=1
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Attacks(Group):
+    """The attacks of the table."""
+
+    heading = "Attacks"
+
+    attacks: str | None = setting(
+        None,
+        f"List of attacks, of {', '.join(ATTACKS)}; settings in parentheses, "
+        "where expectation=K takes the place of --expectation. By default "
+        f"{_DEFAULT_ATTACKS['linf']}, or none with --suite. Clean images are always "
+        "scored.",
+        may_be_empty=True,
+    )
+    suite: str | None = setting(
+        None,
+        "A set of attacks: those of the PNI paper, or those for claims, all with "
+        "expectation over the noise of a random model.",
+        choices=("paper", "strong"),
+    )
+    preset: str = setting(
+        "reference",
+        "Settings of --attacks that are not given in parentheses.",
+        choices=("paper", "reference", "strong"),
+    )
+    epsilons: tuple[float, ...] | None = setting(
+        None,
+        "Radii of the ball, for pixels in [0, 1]; fractions such as 8/255 are fine. "
+        "The curves and the checklist take the first.",
+        least=0,
+    )
+    norm: str = setting("linf", "Norm of the ball.", choices=("linf", "l2"))
+    expectation: tuple[int, ...] = setting(
+        (1, 20),
+        "Draws of the expectation over noise, one row each for --attacks; a suite, the "
+        "curves and the checklist take the largest. A deterministic model is attacked "
+        "once.",
+        least=1,
+    )
+    towards: str | None = setting(
+        None,
+        "Makes --attacks targeted, at this class.",
+        choices=("next", "random", "least_likely"),
+    )
+    transfer_from: tuple[str, ...] | None = setting(
+        None,
+        "Models from which examples are transferred, beside the one without noise.",
+    )
+    substitute_images: int = setting(
+        150,
+        "Test images, not among the attacked ones, that `substitute` starts from.",
+        least=1,
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.norm != "linf" and self.suite == "paper":
+            raise ValueError(
+                f"--suite=paper is for --norm=linf. Received: --norm={self.norm}"
+            )
+        if self.towards and self.suite and not self.attacks:
+            raise ValueError(
+                "--towards is for the attacks of --attacks: those of a suite are "
+                "untargeted"
+            )
+
+    @property
+    def listed(self) -> str:
+        """The list of attacks: by default one, unless there is a suite."""
+        if self.attacks is None:
+            return "" if self.suite else _DEFAULT_ATTACKS[self.norm]
+        return self.attacks
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Analyses(Group):
+    """What is found out beside the table."""
+
+    heading = "Analyses"
+
+    curves: tuple[str, ...] | None = setting(
+        None,
+        "Accuracy of PGD over: epsilon, steps, draws. With figures.",
+        choices=("epsilon", "steps", "draws"),
+    )
+    checklist: bool = setting(
+        False,
+        "Check for masked gradients and lucky randomness (Linf): Table 7 of the paper "
+        "and what came later.",
+    )
+    ensemble: int = setting(
+        1,
+        "Above 1, a further column for a random model: prediction by the mean of the "
+        "softmax over this many draws, attacked through that mean.",
+        least=1,
+    )
+    certify: bool = setting(
+        False,
+        "Certified radii of a PixelDP network, and the accuracy over the radius.",
+    )
+    certify_draws: int = setting(
+        2000, "Draws of the noise for each certified radius.", least=1
+    )
+    pictures: int = setting(
+        0,
+        "Number of images to draw that the first attack turns around, with the "
+        "predictions and their confidence.",
+        least=0,
+        most=16,
+    )
+    columns: tuple[str, ...] | None = setting(
+        None,
+        "Columns of the table and lines of the curves, from: model or noise_on, "
+        "noise_off, mean (of --ensemble), twin; all that there are by default.",
+        choices=("model", "noise_on", "noise_off", "mean", "twin"),
+    )
+    twin: str | None = setting(
+        None,
+        "The deterministic model of equal cost, adversarially trained without noise: "
+        "a further column, and part of the checklist.",
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Scoring(Group):
+    """How images are scored, and where the results go."""
+
+    heading = "Scoring and output"
+
+    draws: int = setting(10, "Draws of the noise that score each image.", least=1)
+    batch_size: int = setting(128, "Images in a batch.", least=1)
+    seed: int = setting(
+        0, "Seed of the noise and the attacks.", least=0, most=LARGEST_INTEGER
+    )
+    output_dir: str | None = setting(
+        None,
+        "Folder of the results; by default MODEL/evaluation for a run directory, else "
+        "MODEL_evaluation.",
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluationRun:
+    """All settings of `bin/evaluate`.
+
+    Raises:
+        ValueError: If settings of different groups contradict each other.
+    """
+
+    data: TestData = TestData()
+    attacks: Attacks = Attacks()
+    analyses: Analyses = Analyses()
+    scoring: Scoring = Scoring()
+    devices: Devices = Devices()  # noqa: RUF009
+
+    def __post_init__(self):
+        if self.analyses.checklist and self.attacks.norm != "linf":
+            raise ValueError(
+                f"--checklist is for --norm=linf. Received: --norm={self.attacks.norm}"
+            )

@@ -1,0 +1,14 @@
+"""How many cases are drawn: few and always the same, or many and always others."""
+
+from hypothesis import HealthCheck, settings
+
+# The quick profile is the suite's; the long one is asked for on the command line:
+# `pytest tests/properties --hypothesis-profile=long`, which overrides the line below.
+_COMMON = {
+    "deadline": None,  # a case may compile a network
+    "database": None,
+    "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large],
+}
+settings.register_profile("quick", derandomize=True, **_COMMON)
+settings.register_profile("long", print_blob=True, **_COMMON)
+settings.load_profile("quick")
