@@ -1,69 +1,76 @@
 #!/usr/bin/env python3
-"""Measures the training step and the evaluation of configs, on random images.
+"""Measures the training step of configs, on random images.
 
     python benchmarks/step_time.py configs/pni_w.cfg configs/mnist_pni_w.cfg
+    python benchmarks/step_time.py configs/digits_pni_w.cfg --quick
 
 Prints one row for each config: the median time of a training step in the adversarial
-phase, how long the configured epochs take at that rate on as many images as the dataset
-has, and the peak memory of the process so far.
+phase, how long an epoch and all epochs take at that rate on as many images as the
+dataset has, and the peak memory of the process so far. `--steps` are timed after one
+that is not.
 """
 
-import resource
 import statistics
-import sys
-import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import common
 
-from absl import flags
-
-from pni_tf.cli import app, train_flags
-from pni_tf.training import assembly
-
-STEPS = 3
 TRAINING_IMAGES = {"digits": 1293, "mnist": 60_000, "cifar10": 50_000}
 
 
-def measure(config: str) -> str:
-    import numpy as np
-    import tensorflow as tf
+def recipe(config):
+    """Returns the settings of a config, as `bin/train` has them, and its trainer.
 
+    This is the one place in benchmarks/ that reads a config without the command line.
+    """
+    from absl import flags
+
+    from pni_tf.cli import app, train_flags
     from pni_tf.data import DATASETS, Dataset, Split
+    from pni_tf.distribution.workers import Workers
+    from pni_tf.training.assembly import compiled_trainer
 
+    if "learning_rate" not in flags.FLAGS:
+        train_flags.define()
     flags.FLAGS.unparse_flags()
-    flags.FLAGS(app.expand_flagfiles(["step_time", f"--flagfile={config}"]))
+    # The adversarial phase, and one process.
+    argv = ["step_time", f"--flagfile={config}", "--epoch_delay=0", "--strategy=none"]
+    flags.FLAGS(app.expand_flagfiles(argv))
     settings = train_flags.settings()
     settings.drop_epochs = [int(epoch) for epoch in settings.drop_epochs]
-    settings.epoch_delay = 0  # measure the adversarial phase
     info = DATASETS[settings.dataset]
-    generator = np.random.default_rng(0)
-    shape = (settings.batch_size, *info.image_shape)
-    split = Split(
-        generator.integers(0, 256, shape, dtype=np.uint8),
-        generator.integers(0, info.num_classes, settings.batch_size),
+    images, labels = common.random_images(
+        settings.batch_size, info.image_shape, info.num_classes
     )
-    trainer = assembly.compiled_trainer(settings, Dataset(info, split, None, split))
-    batch = tf.constant(split.images_float()), tf.constant(split.labels)
+    split = Split((255 * images).astype("uint8"), labels)
+    dataset = Dataset(info, split, None, split)
+    return settings, compiled_trainer(settings, dataset, Workers()), (images, labels)
+
+
+def measure(config, steps):
+    import tensorflow as tf
+
+    settings, trainer, batch = recipe(config)
+    batch = tuple(map(tf.constant, batch))
     step = tf.function(lambda: trainer.train_step(batch), autograph=False)
     step()
-    times = []
-    for _ in range(STEPS):
-        start = time.perf_counter()
-        step()
-        times.append(time.perf_counter() - start)
-    seconds = statistics.median(times)
-    steps = -(-TRAINING_IMAGES[settings.dataset] // settings.batch_size)
-    hours = seconds * steps * settings.epochs / 3600
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    seconds = statistics.median(common.seconds_of(step) for _ in range(steps))
+    epoch = seconds * -(-TRAINING_IMAGES[settings.dataset] // settings.batch_size)
+    hours = epoch * settings.epochs / 3600
     return (
-        f"{Path(config).name:40} {seconds:8.3f} s/step  {seconds * steps / 60:7.1f} "
-        f"min/epoch  {hours:7.1f} h for {settings.epochs} epochs  {memory:5.1f} GiB"
+        f"{Path(config).name:40} {seconds:8.3f} s/step  {epoch / 60:7.1f} min/epoch  "
+        f"{hours:7.1f} h for {settings.epochs} epochs  {common.peak_memory():5.1f} GiB"
     )
+
+
+def main():
+    parser = common.parser_of(__doc__)
+    parser.add_argument("configs", nargs="+")
+    parser.add_argument("--steps", type=int, default=3)
+    options = common.parse(parser, steps=1)
+    for config in options.configs:
+        print(measure(config, options.steps), flush=True)
 
 
 if __name__ == "__main__":
-    train_flags.define()
-    app.import_tensorflow()
-    for config in sys.argv[1:]:
-        print(measure(config), flush=True)
+    main()
