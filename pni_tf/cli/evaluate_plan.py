@@ -40,7 +40,7 @@ class Planner:
         """Returns what to do to a target, clean images first, under unique names.
 
         Args:
-            column: Name of the target in the tables.
+            column: The column of the target in the tables.
             target: The target.
             identity: A digest of the target, by which a substitute is found again.
 
@@ -102,7 +102,7 @@ class Planner:
                 name=name + (f" EOT-{draws}" if draws > 1 else ""),
                 attack=attack,
                 expectation=draws,
-                target_rule=rule,
+                towards=rule,
             )
             for draws in expectations
         ]
@@ -126,7 +126,7 @@ class Planner:
         sources = self.sources
         if target.noise_free is not None:
             sources = {"noise-free twin": target.noise_free, **sources}
-        if not sources and column == "model":
+        if not sources and column.kind == "model":
             raise ValueError(
                 "transfer needs a model to transfer from: --transfer_from=MODEL"
             )
@@ -166,14 +166,14 @@ class Planner:
         """
         settings = self.settings
         images = hashlib.sha256(self.held_out.tobytes()).hexdigest()
-        key = json.dumps([identity, column, settings.seed, images, __version__])
+        key = json.dumps([identity, column.name, settings.seed, images, __version__])
         digest = hashlib.sha256(key.encode()).hexdigest()[:12]
-        path = settings.output / "substitutes" / f"{slug(column)}-{digest}.keras"
+        path = settings.output / "substitutes" / f"{slug(column.name)}-{digest}.keras"
         found = _read_substitute(path)
         if found is None and self.workers.is_chief:
             found = self._train_substitute(column, target, path)
         self.workers.barrier()  # the others find what the chief has written
-        model, self.substitutes[column] = found or _read_substitute(path)
+        model, self.substitutes[column.name] = found or _read_substitute(path)
         return model, digest
 
     def _train_substitute(self, column, target, path):

@@ -10,6 +10,7 @@ from pni_tf.cli.evaluate_plan import Planner
 from pni_tf.data import load_dataset
 from pni_tf.distribution.workers import Workers
 from pni_tf.evaluation import (
+    Column,
     ResultStore,
     certify,
     evaluate_curve,
@@ -38,8 +39,8 @@ def evaluate(settings: SimpleNamespace, workers: Workers) -> None:
     # All are made before the first is run, so that a bad setting shows at once.
     planner = Planner(settings, sources, digests, images, held_out, workers)
     plans = {
-        name: planner.scenarios(name, targets[name], identities[name])
-        for name in _chosen(settings, targets)
+        column: planner.scenarios(column, targets[column], identities[column])
+        for column in _chosen(settings, targets)
     }
     settings.output.mkdir(parents=True, exist_ok=True)
     lock = contextlib.nullcontext()
@@ -47,34 +48,37 @@ def evaluate(settings: SimpleNamespace, workers: Workers) -> None:
         lock = files.lock(settings.output, f"--output_dir={settings.output}")
     with lock:
         run = _Runner(settings, targets, identities, images, labels, workers)
-        outcome = _outcome(settings, run, plans)
+        outcome = _outcome(settings, run, plans, class_names)
         if workers.is_chief:
             outcome.substitutes = planner.substitutes
-            outcome.class_names = class_names
             digest = examples_digest(images, labels)
             outcome.data = {"examples": len(images), "sha256": digest}
-            report.write(settings, outcome)
+            title = f"{settings.model.name}, {settings.dataset}"
+            text = report.write(settings.output, outcome, title=title)
+            print(f"\n{text}\n\nThe results are in {settings.output}")
         workers.barrier()
 
 
-def _outcome(settings, run, plans):
+def _outcome(settings, run, plans, class_names):
     """Does all that is planned."""
-    columns = {name: run.scenarios(name, plan) for name, plan in plans.items()}
-    columns = {
-        name: results + worst_cases(results) for name, results in columns.items()
-    }
-    curves = {
-        kind: {name: run.curve(name, kind) for name in plans}
-        for kind in settings.curves
-    }
-    outcome = report.Outcome(columns=columns, curves=curves)
+    columns = {column: run.scenarios(column, plan) for column, plan in plans.items()}
+    outcome = report.Evaluation(
+        model=str(settings.model),
+        dataset=settings.dataset,
+        columns={c: results + worst_cases(results) for c, results in columns.items()},
+        curves={
+            kind: {column: run.curve(column, kind) for column in plans}
+            for kind in settings.curves
+        },
+    )
     if settings.checklist:
         outcome.checklist = run.checklist(next(iter(run.targets)))
     if run.workers.is_chief:
         if settings.certify:
             outcome.certificates = run.certificates(next(iter(run.targets)))
         if settings.pictures:
-            outcome.pictures = run.pictures(*next(iter(columns.items())))
+            first = next(iter(outcome.columns.items()))
+            outcome.pictures = run.pictures(*first, class_names)
     return outcome
 
 
@@ -98,16 +102,16 @@ class _Runner:
         self.settings, self.targets = settings, targets
         self.identities, self.images, self.labels = identities, images, labels
 
-    def scenarios(self, name, plan):
-        target = self.targets[name]
+    def scenarios(self, column, plan):
+        target = self.targets[column]
         return evaluate_robustness(
-            target, self.images, self.labels, plan, **self._options(name)
+            target, self.images, self.labels, plan, **self._options(column)
         )
 
-    def curve(self, name, kind):
+    def curve(self, column, kind):
         return evaluate_curve(
             kind,
-            self.targets[name],
+            self.targets[column],
             self.images,
             self.labels,
             attack=make_attack(
@@ -116,74 +120,84 @@ class _Runner:
                 norm=self.settings.norm,
             ),
             expectation=max(self.settings.expectations),
-            **self._options(name, "curves"),
+            **self._options(column, "curves"),
         )
 
-    def checklist(self, name):
+    def checklist(self, column):
         return run_checklist(
-            self.targets[name],
+            self.targets[column],
             self.images,
             self.labels,
             epsilon=self.settings.epsilons[0],
             expectation=max(self.settings.expectations),
-            twin=self.targets.get("twin"),
-            **self._options(name, "checklist"),
+            twin=self.targets.get(_TWIN),
+            **self._options(column, "checklist"),
         )
 
-    def certificates(self, name):
-        store = self._options(name, "certificates")["store"]
+    def certificates(self, column):
+        store = self._options(column, "certificates")["store"]
         return certify(
-            self.targets[name].source,
+            self.targets[column].source,
             self.images,
             self.labels,
             draws=self.settings.certify_draws,
             batch_size=self.settings.batch_size,
             seed=self.settings.seed,
             store=store,
-            progress=_logged(progress_bar(name), name),
+            progress=_logged(progress_bar(column.name), column),
         )
 
-    def pictures(self, name, results):
-        store = self._options(name)["store"]
+    def pictures(self, column, results, class_names):
+        store = self._options(column)["store"]
         return turned_around(
-            self.targets[name],
+            self.targets[column],
             self.images,
             results,
             store,
             count=self.settings.pictures,
             draws=self.settings.draws,
+            epsilon=self.settings.epsilons[0],
+            class_names=class_names,
         )
 
-    def _options(self, name, part="examples"):
-        identity = self.identities[name]
+    def _options(self, column, part="examples"):
+        identity = self.identities[column]
         if part == "checklist":
             identity = list(self.identities.values())  # it attacks the twin too
         return {
             "draws": self.settings.draws,
             "batch_size": self.settings.batch_size,
             "seed": self.settings.seed,
-            "store": ResultStore(self.settings.output / part / slug(name), identity),
-            "progress": _logged(progress_bar(name), name),
+            "store": ResultStore(
+                self.settings.output / part / slug(column.name), identity
+            ),
+            "progress": _logged(progress_bar(column.name), column),
             "workers": self.workers,
         }
 
 
+_TWIN = Column(kind="twin")
+
+
 def _load(settings, devices):
-    """Returns the targets by the name of their column, and what identifies each."""
+    """Returns the targets by their column, and what identifies each."""
     target = load_target(settings.model, devices=devices)
-    targets = {"model" if target.noise_free is None else "noise on": target}
+    targets = {Column(kind="model"): target}
     if target.noise_free is not None:
-        targets["noise off"] = target.noise_free
+        targets = {
+            Column(kind="noise_on"): target,
+            Column(kind="noise_off"): target.noise_free,
+        }
     if settings.ensemble > 1:
-        name = f"mean of {settings.ensemble} draws"
-        targets[name] = target.ensemble(settings.ensemble)
+        column = Column(kind="mean", draws=settings.ensemble)
+        targets[column] = target.ensemble(settings.ensemble)
     identities = dict.fromkeys(targets, _digest(settings.model))
     if settings.certify:
         pixeldp_wrapper(target.source)  # which it lacks, it should say so at once
     if settings.twin is not None:
-        targets["twin"] = load_target(settings.twin, devices=devices)
-        identities["twin"] = _digest(settings.twin)
-        if targets["twin"].stochastic:
+        targets[_TWIN] = load_target(settings.twin, devices=devices)
+        identities[_TWIN] = _digest(settings.twin)
+        if targets[_TWIN].stochastic:
             raise ValueError(
                 f"--twin={settings.twin} is random: the twin is the deterministic "
                 "network, trained without noise"
@@ -192,17 +206,17 @@ def _load(settings, devices):
 
 
 def _chosen(settings, targets):
-    """Returns the names of the targets that `--columns` asks for."""
+    """Returns the columns that `--columns` asks for."""
     if settings.columns is None:
         return list(targets)
-    names = {name.split(" of ")[0].replace(" ", "_"): name for name in targets}
-    for column in settings.columns:
-        if column not in names:
+    kinds = [column.kind for column in targets]
+    for kind in settings.columns:
+        if kind not in kinds:
             raise ValueError(
-                f"--columns={','.join(settings.columns)}: there is no {column}; this "
-                f"evaluation has {', '.join(names)}"
+                f"--columns={','.join(settings.columns)}: there is no {kind}; this "
+                f"evaluation has {', '.join(kinds)}"
             )
-    return [name for short, name in names.items() if short in settings.columns]
+    return [column for column in targets if column.kind in settings.columns]
 
 
 def _digest(path):

@@ -3,7 +3,6 @@
 import shutil
 import signal
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import keras
@@ -19,8 +18,7 @@ from pni_tf.data import (
     training_batches,
 )
 from pni_tf.distribution.workers import Workers
-from pni_tf.evaluation import ResultStore, report, standard_scenarios
-from pni_tf.evaluation.results import Columns
+from pni_tf.evaluation import Column, Result, ResultStore, report, standard_scenarios
 from pni_tf.evaluation.robustness import evaluate_columns
 from pni_tf.export import export_saved_model
 from pni_tf.files import slug
@@ -262,15 +260,17 @@ def finish(
         targets = _targets(settings, directory, undefended, workers.devices)
         columns = evaluate(settings, directory, targets, dataset, workers)
     if workers.is_chief:
-        figures = []
+        figures = {}
         if settings.noise == "pni" and settings.pni != "none":
-            figures.append(_save(_alphas(directory), directory.path / "alphas.png"))
+            figures["alphas"] = _alphas(directory)
+            figures["alphas"].savefig(directory.path / "alphas.png", dpi=120)
         if settings.evaluate:
-            figures += _pictures(settings, directory, columns, targets, dataset)
-            _write(settings, directory, columns, figures)
+            target = next(iter(targets.values()))
+            figures["adversarial_examples"] = _pictures(settings, target, dataset)
+            table = _write(settings, directory, columns, figures)
             shutil.rmtree(directory.batches, ignore_errors=True)
-            print("\n" + report.format_table(columns))
-            print("\n" + report.describe(columns))
+            print("\n" + report.format_table(table))
+            print("\n" + report.describe(table))
         directory.finished.touch()
         print("\n" + _inventory(directory))
     workers.barrier()
@@ -279,10 +279,10 @@ def finish(
 def evaluate(
     settings: SimpleNamespace,
     directory: RunDirectory,
-    targets: dict[str, Target],
+    targets: dict[Column, Target],
     dataset: Dataset,
     workers: Workers,
-) -> Columns:
+) -> dict[Column, list[Result]]:
     """Returns the standard table of some targets on the test images."""
     scenarios = standard_scenarios(
         epsilon=settings.epsilon,
@@ -313,44 +313,48 @@ def _targets(settings, directory, undefended, devices):
     target = load_target(directory.model, devices=devices)
     kind = "adversarial training" if settings.adversarial else "no defence"
     noise = NOISE_NAMES[settings.noise]
+    named = f"with {noise}"
     if target.noise_free is None:
-        targets = {kind: target}
+        targets = {Column(kind="model", label=kind): target}
     else:
-        targets = {f"with {noise}": target, f"without {noise}": target.noise_free}
+        quiet = Column(kind="noise_off", label=f"without {noise}")
+        targets = {
+            Column(kind="noise_on", label=named): target,
+            quiet: target.noise_free,
+        }
     if settings.eval_ensemble > 1:
-        name = f"with {noise}, mean of {settings.eval_ensemble}"
-        targets[name] = target.ensemble(settings.eval_ensemble)
+        draws = settings.eval_ensemble
+        mean = Column(kind="mean", draws=draws, label=f"{named}, mean of {draws}")
+        targets[mean] = target.ensemble(draws)
     if directory.best_model.exists():
         best = load_target(directory.best_model, devices=devices)
-        name = f"with {noise}" if best.noise_free is not None else kind
-        targets[f"{name}, best epoch"] = best
+        name = named if best.noise_free is not None else kind
+        targets[Column(kind="best_epoch", label=f"{name}, best epoch")] = best
     if undefended is not None:
-        targets["no defence"] = load_target(undefended.model, devices=devices)
+        plain = load_target(undefended.model, devices=devices)
+        targets[Column(kind="undefended")] = plain
     return targets
 
 
-def _pictures(settings, directory, columns, targets, dataset):
-    title = (
-        f"{settings.dataset}, {settings.model}, $\\epsilon$ = {settings.epsilon:.3g}"
-    )
-    figure = plots.plot_accuracies(report.accuracies(columns), title=title)
-    figures = [_save(figure, directory.path / "accuracies.png")]
+def _title(settings):
+    return f"{settings.dataset}, {settings.model}, ε = {settings.epsilon:.3g}"
+
+
+def _pictures(settings, target, dataset):
     images = dataset.test.images_float()[:8]
     labels = dataset.test.labels[:8]
-    target = next(iter(targets.values()))
     adversarial = training_attack(settings).perturb(
         target.logits, images, labels, seed=tf.constant([settings.seed, 0], tf.int64)
     )
-    figure = plots.plot_adversarial_examples(
+    return plots.plot_adversarial_examples(
         images,
         adversarial.numpy(),
         labels,
         target.predict(adversarial),
         epsilon=settings.epsilon,
         class_names=dataset.info.class_names,
-        title=f"PGD-{settings.attack_steps}, {title}",
+        title=f"PGD-{settings.attack_steps}, {_title(settings)}",
     )
-    return [*figures, _save(figure, directory.path / "adversarial_examples.png")]
 
 
 def _alphas(directory):
@@ -364,29 +368,22 @@ def _alphas(directory):
 
 
 def _write(settings, directory, columns, figures):
-    report.write_csv(directory.per_example, columns)
-    report.write_json(
-        directory.evaluation,
-        columns,
-        dataset=settings.dataset,
+    evaluation = report.Evaluation(
         model=settings.model,
+        dataset=settings.dataset,
+        columns=columns,
         epsilon=settings.epsilon,
         training_seed=settings.seed,
     )
-    pictures = "\n\n".join(f"![{f.stem}]({f.name})" for f in figures)
-    files.write_text(
-        directory.report,
-        f"# {directory.path.name}\n\n"
-        f"{settings.model} on {settings.dataset}, trained with `--flagfile=flags.cfg`; "
-        "see [flags.cfg](flags.cfg).\n\n"
-        f"{report.format_table(columns)}\n\n{report.describe(columns)}\n\n"
-        f"{report.format_settings(columns)}\n\n{pictures}\n",
+    report.write(
+        directory.path,
+        evaluation,
+        title=_title(settings),
+        intro=f"{settings.model} on {settings.dataset}, trained with "
+        "`--flagfile=flags.cfg`; see [flags.cfg](flags.cfg).",
+        figures=figures,
     )
-
-
-def _save(figure, path: Path) -> Path:
-    figure.savefig(path, dpi=120)
-    return path
+    return evaluation.table
 
 
 def _inventory(directory):
