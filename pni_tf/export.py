@@ -8,7 +8,7 @@ import keras
 import tensorflow as tf
 
 from pni_tf.checks import check_logits
-from pni_tf.files import _write_sums
+from pni_tf.files import write_sums
 from pni_tf.noise.fusion import fuse_batch_norm
 from pni_tf.noise.graph import noise_wrappers
 from pni_tf.noise.injection import strip_noise
@@ -111,7 +111,7 @@ def export_saved_model(model: keras.Model, directory: str | os.PathLike) -> None
     try:
         shutil.rmtree(scratch, ignore_errors=True)
         archive.write_out(str(scratch), verbose=False)
-        _write_sums(scratch)
+        write_sums(scratch)
         if directory.exists():
             shutil.rmtree(directory)
         scratch.rename(directory)

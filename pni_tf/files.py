@@ -106,6 +106,14 @@ def _read_json(path, version):
     return content if isinstance(content, dict) else None
 
 
+def digest(*parts: str | bytes) -> str:
+    """Returns the SHA-256 digest of texts and bytes, one after the other."""
+    found = hashlib.sha256()
+    for part in parts:
+        found.update(part.encode() if isinstance(part, str) else part)
+    return found.hexdigest()
+
+
 def file_digest(path: str | os.PathLike, *, name: bool = True) -> str:
     """Returns the SHA-256 digest of a file, or of all files of a directory.
 
@@ -113,13 +121,19 @@ def file_digest(path: str | os.PathLike, *, name: bool = True) -> str:
         path: The file or directory.
         name: Whether the names of files count too, as they must for a directory.
     """
-    path, digest = Path(path), hashlib.sha256()
+    path, found = Path(path), hashlib.sha256()
     for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
         if file.is_file():
             if name:
-                digest.update(str(file.relative_to(path)).encode())
-            digest.update(file.read_bytes())
-    return digest.hexdigest()
+                found.update(str(file.relative_to(path)).encode())
+            found.update(file.read_bytes())
+    return found.hexdigest()
+
+
+def cannot_load(path: str | os.PathLike, error: Exception) -> ValueError:
+    """Returns the error to raise for a damaged file, with the first line of another."""
+    reason = str(error).strip().splitlines() or [repr(error)]
+    return ValueError(f"Cannot load {str(path)!r}: {reason[0]}")
 
 
 def slug(name: str) -> str:
@@ -132,8 +146,8 @@ def slug(name: str) -> str:
 _SUMS = Path("assets.extra", "SHA256SUMS")
 
 
-def _write_sums(directory):
-    """Writes the digest of each file, as `sha256sum --check` reads them."""
+def write_sums(directory: Path) -> None:
+    """Writes the digest of each file of an export, as `sha256sum --check` reads it."""
     lines = [
         f"{file_digest(file, name=False)}  {file.relative_to(directory)}\n"
         for file in sorted(directory.rglob("*"))
@@ -143,17 +157,16 @@ def _write_sums(directory):
     (directory / _SUMS).write_text("".join(lines))
 
 
-def _check_sums(directory):
-    """Raises a ValueError if a file is not what the export has written."""
+def check_sums(directory: Path) -> None:
+    """Raises a ValueError if a file of an export is not what was written."""
     if not (directory / _SUMS).exists():
-        return  # someone else's, or an older one
+        return  # The export is someone else's, or an older one.
     lines = (directory / _SUMS).read_text(errors="replace").splitlines()
     sums = {directory / line[66:]: line[:64] for line in lines}
     # Other files may lie beside these.
     needed = [directory / "saved_model.pb", *(directory / "variables").glob("*")]
     for file in [*sums, *needed]:
-        digest = sums.get(file)
-        if not file.is_file() or file_digest(file, name=False) != digest:
+        if not file.is_file() or file_digest(file, name=False) != sums.get(file):
             raise ValueError(
                 f"{str(file)!r} is damaged or missing: export the model again, or use "
                 "another copy"

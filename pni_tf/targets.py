@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -10,11 +9,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from pni_tf.attacks.draws import gradient_warnings
+from pni_tf.attacks.draws import GradientProbe, probe_gradient
 from pni_tf.checks import check_number, validate_images, validate_labels
-from pni_tf.files import _check_sums
+from pni_tf.files import cannot_load, check_sums
 from pni_tf.noise.fusion import fuse_batch_norm
-from pni_tf.noise.graph import network_of, noise_wrappers
+from pni_tf.noise.graph import load_model, network_of, noise_wrappers
 from pni_tf.noise.injection import strip_noise
 
 
@@ -30,7 +29,7 @@ class Target:
         stochastic: Whether two calls on the same images differ.
         noise_free: The twin without noise, or None where there is no noise to turn off.
         warnings: What the probe found that makes attacks on it misleading.
-        has_gradient: Whether there is a gradient with respect to the images.
+        gradient: What it found of the gradient, in numbers; None if it did not look.
         probabilities: Whether the outputs look like probabilities, not logits.
         labels_only: Whether the logits are but the one-hot predicted label.
         reseed: Callable from an integer that makes the following draws repeatable, or
@@ -47,7 +46,7 @@ class Target:
     stochastic: bool
     noise_free: "Target | None" = None
     warnings: tuple[str, ...] = ()
-    has_gradient: bool = True
+    gradient: GradientProbe | None = None
     probabilities: bool = False
     labels_only: bool = False
     reseed: Callable[[int], None] | None = dataclasses.field(default=None, repr=False)
@@ -57,14 +56,16 @@ class Target:
     # An exported model's variables are deleted when nothing refers to it any more.
     source: object = dataclasses.field(default=None, repr=False, compare=False)
 
+    @property
+    def has_gradient(self) -> bool:
+        """Whether there is a gradient with respect to the images."""
+        return self.gradient is None or not self.gradient.missing
+
     def predict(self, images) -> np.ndarray:
         """Returns int64 labels `[N]` of one draw: all that a label-only attack sees.
 
         Args:
-            images: Floats `[N, H, W, C]` in `[0, 1]`.
-
-        Raises:
-            ValueError: If they are not.
+            images: Floats `[N, H, W, C]` in `[0, 1]`; others raise a ValueError.
         """
         images = validate_images(images, image_shape=self.image_shape)
         return tf.argmax(self.logits(tf.convert_to_tensor(images)), -1).numpy()
@@ -73,11 +74,8 @@ class Target:
         """Returns probabilities `[N, K]`: the mean of the softmax over some draws.
 
         Args:
-            images: Floats `[N, H, W, C]` in `[0, 1]`.
-            draws: Number of draws, at least 1.
-
-        Raises:
-            ValueError: If they are not, or see `ensemble`.
+            images: Floats `[N, H, W, C]` in `[0, 1]`; others raise a ValueError.
+            draws: Number of draws, at least 1; see `ensemble`.
         """
         images = validate_images(images, image_shape=self.image_shape)
         logits = tf.function(self.ensemble(draws).logits)
@@ -124,13 +122,8 @@ class Target:
     def frozen(self, seed: int = 0) -> "Target":
         """Returns the deterministic target that repeats one draw of the noise.
 
-        Attacks that fail even here are defeated by something else than randomness.
-
-        Args:
-            seed: Seed of the draw.
-
-        Raises:
-            ValueError: If the target cannot be reseeded.
+        Attacks that fail even here are defeated by something else than randomness. A
+        target that cannot be reseeded raises a ValueError.
         """
         if self.reseed is None:
             raise ValueError(
@@ -201,18 +194,17 @@ def load_target(
                 "Expected a `.keras` file, a SavedModel directory or a run directory. "
                 f"Nothing lies at {str(path)!r}"
             )
-        if path.is_dir() and (path / "model.keras").exists():
+        if (path / "model.keras").exists():
             path = path / "model.keras"
-        if path.is_file():
-            return _keras_target(load_model(path), str(path))
-        return _saved_model_target(path)
+        if path.is_dir():
+            return _saved_model_target(path)
+        return _keras_target(load_model(path), str(path))
     if not callable(source):
         raise ValueError(
             "`source` must be a Keras model, a path or a callable. "
             f"Received: source={source!r}"
         )
-    _check_image_shape(image_shape)
-    return _probed(source, image_shape, name=getattr(source, "__name__", repr(source)))
+    return _probed(source, image_shape)
 
 
 def _on_devices(source, devices):
@@ -222,67 +214,31 @@ def _on_devices(source, devices):
             "Only a file or directory can be loaded on several devices. "
             f"Received: source={source!r}"
         )
-    copies = []
+    copies, twins = [], []
     for device in devices:
         with tf.device(device):
             copy = load_target(source)
-        noise_free = copy.noise_free
-        if noise_free is not None:
-            noise_free = dataclasses.replace(noise_free, device=device)
-        copies.append(dataclasses.replace(copy, device=device, noise_free=noise_free))
-    first, *others = copies
-    if first.noise_free is not None:
-        noise_free = dataclasses.replace(
-            first.noise_free, replicas=tuple(copy.noise_free for copy in others)
-        )
-        first = dataclasses.replace(first, noise_free=noise_free)
-    return dataclasses.replace(first, replicas=tuple(others))
-
-
-def load_model(path: str | os.PathLike) -> keras.Model:
-    """Loads a `.keras` file, in Keras' safe mode.
-
-    Args:
-        path: The file.
-
-    Raises:
-        ValueError: If it is no `.keras` file, or a damaged one.
-    """
-    if not zipfile.is_zipfile(path):
-        raise ValueError(
-            f"{str(path)!r} is not a `.keras` file, or it is damaged or incomplete: "
-            "write it again, or use another copy"
-        )
-    try:
-        return keras.saving.load_model(path, compile=False)
-    except Exception as error:  # Keras raises many kinds for a damaged file
-        reason = str(error).strip().splitlines() or [repr(error)]
-        raise ValueError(f"Cannot load {str(path)!r}: {reason[0]}") from error
-
-
-def _check_image_shape(image_shape):
-    if image_shape is None or len(image_shape) != 3:
-        raise ValueError(
-            "A callable has no known input: give `image_shape=(H, W, C)`. "
-            f"Received: image_shape={image_shape}"
-        )
+        twin = copy.noise_free and dataclasses.replace(copy.noise_free, device=device)
+        copies.append(dataclasses.replace(copy, device=device, noise_free=twin))
+        twins.append(twin)
+    twin = twins[0] and dataclasses.replace(twins[0], replicas=tuple(twins[1:]))
+    return dataclasses.replace(copies[0], noise_free=twin, replicas=tuple(copies[1:]))
 
 
 def _oracle_target(oracle, image_shape, num_classes):
     """Wraps a function from images to labels; its logits are one-hot."""
-    if not callable(oracle):
+    if not callable(oracle) or num_classes is None:
         raise ValueError(
             "With `labels_only`, `source` must be a callable from images to integer "
-            f"labels. Received: source={oracle!r}"
+            "labels; give `num_classes` as well. "
+            f"Received: source={oracle!r}, num_classes={num_classes}"
         )
-    _check_image_shape(image_shape)
-    if num_classes is None:
-        raise ValueError("With `labels_only`, give `num_classes` as well")
 
     def labels_of(images):
-        labels = np.asarray(oracle(images))
         try:
-            return validate_labels(labels, num_classes, num_examples=len(images))
+            return validate_labels(
+                oracle(images), num_classes, num_examples=len(images)
+            )
         except ValueError as error:
             raise ValueError(
                 f"The oracle must return one integer label an image: {error}"
@@ -292,9 +248,8 @@ def _oracle_target(oracle, image_shape, num_classes):
         labels = tf.numpy_function(labels_of, [images], tf.int64)
         return tf.ensure_shape(tf.one_hot(labels, num_classes), [None, num_classes])
 
-    target = _probed(
-        logits, image_shape, name=getattr(oracle, "__name__", repr(oracle))
-    )
+    name = getattr(oracle, "__name__", repr(oracle))
+    target = _probed(logits, image_shape, name=name)
     warning = (
         "only the labels are known: use transfer, substitute or random search; other "
         "attacks need logits"
@@ -309,30 +264,26 @@ def _keras_target(model, name):
         network = fuse_batch_norm(network)
         return lambda images: tf.cast(network(images, training=False), tf.float32)
 
-    shape = getattr(model, "input_shape", None)  # a subclassed model has none
-    if not isinstance(shape, tuple) or len(shape) != 4 or None in shape[1:]:
+    # A subclassed model has neither, and several inputs or outputs make a list.
+    shape, outputs = (getattr(model, f"{n}_shape", None) for n in ("input", "output"))
+    if not (isinstance(shape, tuple) and isinstance(outputs, tuple)) or (
+        len(shape) != 4 or None in shape[1:]
+    ):
         raise ValueError(
-            "A target takes one batch of images [N, H, W, C] of a fixed size. "
-            f"Received: a model with input shape {shape}"
+            "A target takes one batch of images [N, H, W, C] of a fixed size, and "
+            "returns one tensor of logits [N, K]. Received: a model with input shape "
+            f"{shape} and output shape {outputs}"
         )
-    if not isinstance(model.output_shape, tuple):
-        raise ValueError(
-            "A target returns one tensor of logits [N, K]. "
-            f"Received: a model with output shapes {model.output_shape}"
-        )
-    warnings = []
-    for layer in model.layers:
-        if isinstance(layer, keras.layers.Rescaling) and np.max(layer.scale) < 0.1:
-            warnings.append(
-                f"layer {layer.name!r} scales its input by {layer.scale}, so the model "
-                "seems to expect pixels in [0, 255]; attacks give it [0, 1]"
-            )
-    wrappers = noise_wrappers(model)
-    noise_free = None
+    warnings = [
+        f"layer {layer.name!r} scales its input by {layer.scale}, so the model seems "
+        "to expect pixels in [0, 255]; attacks give it [0, 1]"
+        for layer in model.layers
+        if isinstance(layer, keras.layers.Rescaling) and np.max(layer.scale) < 0.1
+    ]
+    wrappers, twin = noise_wrappers(model), None
     if wrappers:
-        noise_free = _probed(
-            logits_of(strip_noise(model)), shape[1:], name=f"{name} (noise off)"
-        )
+        quiet = logits_of(strip_noise(model))
+        twin = _probed(quiet, shape[1:], name=f"{name} (noise off)")
 
     def reseed(seed):
         for i, wrapper in enumerate(wrappers):
@@ -345,7 +296,7 @@ def _keras_target(model, name):
         shape[1:],
         name=name,
         warnings=warnings,
-        noise_free=noise_free,
+        noise_free=twin,
         reseed=reseed,
         source=model,
     )
@@ -357,20 +308,18 @@ def _saved_model_target(path):
             "Expected a SavedModel (a directory with `saved_model.pb`) or a run "
             f"directory with `model.keras`. Received: {str(path)!r}"
         )
-    _check_sums(path)
+    check_sums(path)
     try:
         loaded = tf.saved_model.load(path)
     except Exception as error:  # TensorFlow raises many kinds for a damaged export
-        reason = str(error).strip().splitlines() or [repr(error)]
-        raise ValueError(f"Cannot load {str(path)!r}: {reason[0]}") from error
-    signature = loaded.signatures.get("serving_default") or loaded.signatures.get(
-        "serve"
-    )
-    if signature is None:
+        raise cannot_load(path, error) from error
+    names = [n for n in ("serving_default", "serve") if n in loaded.signatures]
+    if not names:
         raise ValueError(
             f"The SavedModel {str(path)!r} has no signature `serving_default`. It has "
             f"{sorted(loaded.signatures)}; wrap one in a callable for `load_target`"
         )
+    signature = loaded.signatures[names[0]]
     inputs = signature.structured_input_signature[1]
     outputs = signature.structured_outputs
     spec = next(iter(inputs.values()), None)
@@ -385,66 +334,63 @@ def _saved_model_target(path):
             f"{inputs} and outputs {outputs}"
         )
     (name,), (output,) = inputs, outputs
-    shape = tuple(spec.shape[1:])
-    if not hasattr(loaded, "serve_clean"):  # someone else's export
-
-        def logits(images):
-            return signature(**{name: images})[output]
-
-        return _probed(logits, shape, name=str(path), source=loaded)
-    noise_free = _probed(
-        loaded.serve_clean, shape, name=f"{path} (noise off)", source=loaded
-    )
+    common = {"image_shape": tuple(spec.shape[1:]), "source": loaded}
+    if not hasattr(loaded, "serve_clean"):  # The export is someone else's.
+        return _probed(
+            lambda images: signature(**{name: images})[output],
+            name=str(path),
+            **common,
+        )
+    twin = _probed(loaded.serve_clean, name=f"{path} (noise off)", **common)
     target = _probed(
         loaded.serve,
-        shape,
         name=str(path),
-        noise_free=noise_free,
+        noise_free=twin,
         reseed=lambda seed: loaded.reseed(tf.constant(seed, tf.int64)),
-        source=loaded,
+        **common,
     )
-    if not target.stochastic:
-        target = dataclasses.replace(target, noise_free=None)
-    return target
+    return target if target.stochastic else dataclasses.replace(target, noise_free=None)
 
 
-def _probed(logits, image_shape, *, warnings=(), **fields):
+def _probed(logits, image_shape, *, name=None, warnings=(), **fields):
     """Calls the model on random images and returns a Target with what was seen."""
-    warnings = list(warnings)
+    name = name or getattr(logits, "__name__", repr(logits))
+    if image_shape is None or len(image_shape) != 3:
+        raise ValueError(
+            "A callable has no known input: give `image_shape=(H, W, C)`. "
+            f"Received: image_shape={image_shape}"
+        )
     generator = np.random.default_rng(0)
     images = tf.constant(generator.uniform(size=(8, *image_shape)), tf.float32)
     outputs = logits(images)
-    if not tf.is_tensor(outputs):
+    shape = outputs.shape if tf.is_tensor(outputs) else None
+    if shape is None or shape.rank != 2 or shape[0] != len(images):
         raise ValueError(
             "A target returns a TensorFlow tensor of logits [N, K]. "
-            f"Received: {type(outputs).__name__}"
-        )
-    if outputs.shape.rank != 2 or outputs.shape[0] != len(images):
-        raise ValueError(
-            "A target returns logits [N, K] for images [N, H, W, C]. "
-            f"Received: shape {outputs.shape} for N = {len(images)}"
+            f"Received: {type(outputs).__name__} of shape {shape}, N = {len(images)}"
         )
     if not np.isfinite(outputs).all():
-        raise ValueError(f"The logits of {fields['name']!r} are not finite")
-    found = gradient_warnings(logits, images)
-    warnings += found
+        raise ValueError(f"The logits of {name!r} are not finite")
+    gradient = probe_gradient(logits, images)
     values = outputs.numpy()
     probabilities = (values >= 0).all() and np.allclose(values.sum(-1), 1, atol=1e-3)
     if probabilities:
-        warnings.append(
+        warnings = (
+            *warnings,
             "the outputs look like probabilities: attacks need logits, because the "
-            "gradients of probabilities vanish"
+            "gradients of probabilities vanish",
         )
     # Not exact equality: threads add up floats in an order that may vary.
     first, second = logits(images).numpy(), logits(images).numpy()
     stochastic = np.abs(first - second).max() > 1e-5 * np.abs(first).max()
     return Target(
+        name=name,
         logits=logits,
         image_shape=tuple(image_shape),
         num_classes=values.shape[1],
         stochastic=bool(stochastic),
-        has_gradient=not any(text.startswith("no gradient") for text in found),
+        gradient=gradient,
         probabilities=bool(probabilities),
-        warnings=tuple(warnings),
+        warnings=(*gradient.warnings, *warnings),
         **fields,
     )

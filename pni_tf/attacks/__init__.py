@@ -5,7 +5,8 @@ from pni_tf.attacks.base import Attack, Outcome
 from pni_tf.attacks.carlini_wagner import CarliniWagnerL2
 from pni_tf.attacks.draws import (
     ExpectationOverNoise,
-    gradient_warnings,
+    GradientProbe,
+    probe_gradient,
     value_and_gradient,
 )
 from pni_tf.attacks.fgsm import FGSM
@@ -27,13 +28,14 @@ __all__ = [
     "Attack",
     "CarliniWagnerL2",
     "ExpectationOverNoise",
+    "GradientProbe",
     "Outcome",
     "RandomSearch",
     "Square",
     "Substitute",
     "Transfer",
-    "gradient_warnings",
     "make_attack",
+    "probe_gradient",
     "train_substitute",
     "value_and_gradient",
 ]

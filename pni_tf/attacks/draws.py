@@ -1,5 +1,6 @@
 """One draw of the noise or the mean of several: losses, gradients, warnings."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -110,7 +111,7 @@ def value_and_gradient(
 
     Only the input is watched, so nothing is computed for the weights. Entries of the
     gradient that are not finite count as zero, because one of them would spoil every
-    later step; `gradient_warnings` names them.
+    later step; `probe_gradient` counts them.
 
     Args:
         logits_fn: Callable from images to logits. An `ExpectationOverNoise` gives the
@@ -147,17 +148,54 @@ def _differentiate(logits_fn, loss_fn, images):
     return values, tf.where(tf.math.is_finite(gradient), gradient / scale, 0.0)
 
 
-def gradient_warnings(logits_fn: LogitsFn, images, labels=None) -> list[str]:
-    """Names a gradient that is missing, not finite or zero.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GradientProbe:
+    """What `probe_gradient` has seen of the gradient with respect to some images.
+
+    Attributes:
+        images: Number of images.
+        missing: Whether there is no gradient at all.
+        not_finite: Number of images whose gradient is not finite.
+        vanishing: Number of images whose gradient is zero, or as good as zero.
+    """
+
+    images: int
+    missing: bool = False
+    not_finite: int = 0
+    vanishing: int = 0
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Sentences that say what attacks have to fear; none if all is well."""
+        found = []
+        if self.missing:
+            found.append(
+                "no gradient with respect to the images: white-box attacks cannot "
+                "work; use attacks that need no gradient (Square, ZOO, substitute, "
+                "transfer)"
+            )
+        if self.not_finite:
+            found.append(
+                f"the gradient is not finite on {self.not_finite} of {self.images} "
+                "images: attacks take such entries for zero"
+            )
+        if self.vanishing:
+            found.append(
+                f"the gradient vanishes on {self.vanishing} of {self.images} images: "
+                "attacks on the cross-entropy overrate this model; believe APGD-DLR, "
+                "C&W and Square more"
+            )
+        return tuple(found)
+
+
+def probe_gradient(logits_fn: LogitsFn, images, labels=None) -> GradientProbe:
+    """Looks for a gradient that is missing, not finite or zero.
 
     Args:
         logits_fn: Callable from images to logits `[N, K]`.
         images: Float32 `[N, H, W, C]` in `[0, 1]`.
         labels: Integers `[N]`: the gradient is that of their cross-entropy. None takes
             the predicted labels: the gradient of any other survives saturated logits.
-
-    Returns:
-        Sentences that say how many images are concerned; none if all is well.
     """
     images = tf.convert_to_tensor(images, tf.float32)
     with tf.GradientTape(watch_accessed_variables=False) as tape:
@@ -173,21 +211,10 @@ def gradient_warnings(logits_fn: LogitsFn, images, labels=None) -> list[str]:
         )
     gradient = tape.gradient(losses, images)
     if gradient is None:
-        return [
-            "no gradient with respect to the images: white-box attacks cannot work; "
-            "use attacks that need no gradient (Square, ZOO, substitute, transfer)"
-        ]
+        return GradientProbe(images=len(images), missing=True)
     size = np.max(np.abs(gradient), axis=tuple(range(1, gradient.shape.rank))) / scale
-    found, count = [], len(size)
-    if not np.isfinite(size).all():
-        found.append(
-            f"the gradient is not finite on {np.sum(~np.isfinite(size))} of {count} "
-            "images: attacks take such entries for zero"
-        )
-    if (size < _DEAD).any():
-        found.append(
-            f"the gradient vanishes on {np.sum(size < _DEAD)} of {count} images: "
-            "attacks on the cross-entropy overrate this model; believe APGD-DLR, C&W "
-            "and Square more"
-        )
-    return found
+    return GradientProbe(
+        images=len(size),
+        not_finite=int(np.sum(~np.isfinite(size))),
+        vanishing=int(np.sum(size < _DEAD)),
+    )

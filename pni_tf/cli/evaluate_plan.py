@@ -46,7 +46,7 @@ class Planner:
         """Returns what to do to a target, clean images first, under unique names.
 
         Args:
-            column: Name of the target in the tables.
+            column: The column of the target in the tables.
             target: The target.
             identity: A digest of the target, by which a substitute is found again.
 
@@ -108,7 +108,7 @@ class Planner:
                 name=name + (f" EOT-{draws}" if draws > 1 else ""),
                 attack=attack,
                 expectation=draws,
-                target_rule=rule,
+                towards=rule,
             )
             for draws in expectations
         ]
@@ -125,7 +125,7 @@ class Planner:
         sources = self.sources
         if target.noise_free is not None:
             sources = {"noise-free twin": target.noise_free, **sources}
-        if not sources and column == "model":
+        if not sources and column.kind == "model":
             raise ValueError(
                 "transfer needs a model to transfer from: --transfer_from=MODEL"
             )
@@ -181,14 +181,14 @@ class Substitutes:
     def of(self, column, target, identity):
         """Returns the model, and a digest of all that it depends on."""
         images = hashlib.sha256(self.held_out.tobytes()).hexdigest()
-        key = json.dumps([identity, column, self.seed, images, __version__])
+        key = json.dumps([identity, column.name, self.seed, images, __version__])
         digest = hashlib.sha256(key.encode()).hexdigest()[:12]
-        path = self.output / "substitutes" / f"{slug(column)}-{digest}.keras"
+        path = self.output / "substitutes" / f"{slug(column.name)}-{digest}.keras"
         found = _read_substitute(path)
         if found is None and self.workers.is_chief:
             found = self._train(column, target, path)
         self.workers.barrier()  # The others find what the chief has written.
-        model, self.facts[column] = found or _read_substitute(path)
+        model, self.facts[column.name] = found or _read_substitute(path)
         return model, digest
 
     def _train(self, column, target, path):

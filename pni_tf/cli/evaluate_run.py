@@ -11,6 +11,7 @@ from pni_tf.cli.flags import AttackSpec
 from pni_tf.data import load_dataset
 from pni_tf.distribution.workers import Workers
 from pni_tf.evaluation import (
+    Column,
     ResultStore,
     certify,
     evaluate_curve,
@@ -59,8 +60,8 @@ def evaluate(
         len(images),
     )
     plans = {
-        name: planner.scenarios(name, targets[name], identities[name])
-        for name in _chosen(analyses.columns, targets)
+        column: planner.scenarios(column, targets[column], identities[column])
+        for column in _chosen(analyses.columns, targets)
     }
     output.mkdir(parents=True, exist_ok=True)
     lock = contextlib.nullcontext()
@@ -70,46 +71,45 @@ def evaluate(
         run = _Runner(
             targets, identities, images, labels, settings.scoring, output, workers
         )
-        outcome = _outcome(settings, run, plans)
+        found = _evaluation(str(model), settings, run, plans, class_names)
         if workers.is_chief:
-            outcome.substitutes = planner.substitutes.facts
-            outcome.class_names = class_names
+            found.substitutes = planner.substitutes.facts
             digest = examples_digest(images, labels)
-            outcome.data = {"examples": len(images), "sha256": digest}
-            report.write(
-                output,
-                outcome,
-                model=model,
-                dataset=settings.data.dataset,
-                epsilon=settings.attacks.epsilons[0],
-            )
+            found.data = {"examples": len(images), "sha256": digest}
+            text = report.write(output, found, title=f"{model.name}, {found.dataset}")
+            print(f"\n{text}\n\nThe results are in {output}")
         workers.barrier()
 
 
-def _outcome(settings, run, plans):
+def _evaluation(model, settings, run, plans, class_names):
     """Does all that is planned."""
     attacks, analyses = settings.attacks, settings.analyses
-    columns = {name: run.scenarios(name, plan) for name, plan in plans.items()}
-    columns = {
-        name: results + worst_cases(results) for name, results in columns.items()
-    }
+    columns = {column: run.scenarios(column, plan) for column, plan in plans.items()}
     pgd = make_attack("pgd", epsilon=attacks.epsilons[0], norm=attacks.norm)
     expectation = max(attacks.expectation)
-    curves = {
-        kind: {name: run.curve(name, kind, pgd, expectation) for name in plans}
-        for kind in analyses.curves or ()
-    }
-    outcome = report.Outcome(columns=columns, curves=curves)
+    found = report.Evaluation(
+        model=model,
+        dataset=settings.data.dataset,
+        columns={c: results + worst_cases(results) for c, results in columns.items()},
+        curves={
+            kind: {
+                column: run.curve(column, kind, pgd, expectation) for column in plans
+            }
+            for kind in analyses.curves or ()
+        },
+    )
     first = next(iter(run.targets))
     if analyses.checklist:
-        outcome.checklist = run.checklist(first, pgd.epsilon, expectation)
+        found.checklist = run.checklist(first, pgd.epsilon, expectation)
     if run.workers.is_chief:
         if analyses.certify:
-            outcome.certificates = run.certificates(first, analyses.certify_draws)
+            found.certificates = run.certificates(first, analyses.certify_draws)
         if analyses.pictures:
-            name, results = next(iter(columns.items()))
-            outcome.pictures = run.pictures(name, results, analyses.pictures)
-    return outcome
+            column, results = next(iter(found.columns.items()))
+            found.pictures = run.pictures(
+                column, results, analyses.pictures, pgd.epsilon, class_names
+            )
+    return found
 
 
 def _logged(progress, column):
@@ -132,88 +132,96 @@ class _Runner:
         self.images, self.labels = images, labels
         self.scoring, self.output, self.workers = scoring, output, workers
 
-    def scenarios(self, name, plan):
-        target = self.targets[name]
+    def scenarios(self, column, plan):
+        target = self.targets[column]
         return evaluate_robustness(
-            target, self.images, self.labels, plan, **self._options(name)
+            target, self.images, self.labels, plan, **self._options(column)
         )
 
-    def curve(self, name, kind, attack, expectation):
+    def curve(self, column, kind, attack, expectation):
         return evaluate_curve(
             kind,
-            self.targets[name],
+            self.targets[column],
             self.images,
             self.labels,
             attack=attack,
             expectation=expectation,
-            **self._options(name, "curves"),
+            **self._options(column, "curves"),
         )
 
-    def checklist(self, name, epsilon, expectation):
+    def checklist(self, column, epsilon, expectation):
         return run_checklist(
-            self.targets[name],
+            self.targets[column],
             self.images,
             self.labels,
             epsilon=epsilon,
             expectation=expectation,
-            twin=self.targets.get("twin"),
-            **self._options(name, "checklist"),
+            twin=self.targets.get(_TWIN),
+            **self._options(column, "checklist"),
         )
 
-    def certificates(self, name, draws):
-        store = self._options(name, "certificates")["store"]
+    def certificates(self, column, draws):
+        store = self._options(column, "certificates")["store"]
         return certify(
-            self.targets[name].source,
+            self.targets[column].source,
             self.images,
             self.labels,
             draws=draws,
             batch_size=self.scoring.batch_size,
             seed=self.scoring.seed,
             store=store,
-            progress=_logged(progress_bar(name), name),
+            progress=_logged(progress_bar(column.name), column),
         )
 
-    def pictures(self, name, results, count):
-        store = self._options(name)["store"]
+    def pictures(self, column, results, count, epsilon, class_names):
+        store = self._options(column)["store"]
         return turned_around(
-            self.targets[name],
+            self.targets[column],
             self.images,
             results,
             store,
             count=count,
             draws=self.scoring.draws,
+            epsilon=epsilon,
+            class_names=class_names,
         )
 
-    def _options(self, name, part="examples"):
-        identity = self.identities[name]
+    def _options(self, column, part="examples"):
+        identity = self.identities[column]
         if part == "checklist":  # It attacks the twin, too.
             identity = list(self.identities.values())
         return {
             "draws": self.scoring.draws,
             "batch_size": self.scoring.batch_size,
             "seed": self.scoring.seed,
-            "store": ResultStore(self.output / part / slug(name), identity),
-            "progress": _logged(progress_bar(name), name),
+            "store": ResultStore(self.output / part / slug(column.name), identity),
+            "progress": _logged(progress_bar(column.name), column),
             "workers": self.workers,
         }
 
 
+_TWIN = Column(kind="twin")
+
+
 def _load(model, analyses, devices):
-    """Returns the targets by the name of their column, and what identifies each."""
+    """Returns the targets by their column, and what identifies each."""
     target = load_target(model, devices=devices)
-    targets = {"model" if target.noise_free is None else "noise on": target}
+    targets = {Column(kind="model"): target}
     if target.noise_free is not None:
-        targets["noise off"] = target.noise_free
+        targets = {
+            Column(kind="noise_on"): target,
+            Column(kind="noise_off"): target.noise_free,
+        }
     if analyses.ensemble > 1:
-        name = f"mean of {analyses.ensemble} draws"
-        targets[name] = target.ensemble(analyses.ensemble)
+        column = Column(kind="mean", draws=analyses.ensemble)
+        targets[column] = target.ensemble(analyses.ensemble)
     identities = dict.fromkeys(targets, _digest(model))
     if analyses.certify:
         pixeldp_wrapper(target.source)  # Which says at once if there is none.
     if analyses.twin is not None:
-        targets["twin"] = load_target(analyses.twin, devices=devices)
-        identities["twin"] = _digest(Path(analyses.twin))
-        if targets["twin"].stochastic:
+        targets[_TWIN] = load_target(analyses.twin, devices=devices)
+        identities[_TWIN] = _digest(Path(analyses.twin))
+        if targets[_TWIN].stochastic:
             raise ValueError(
                 f"--twin={analyses.twin} is random: the twin is the deterministic "
                 "network, trained without noise"
@@ -221,18 +229,18 @@ def _load(model, analyses, devices):
     return targets, identities
 
 
-def _chosen(columns, targets):
-    """Returns the names of the targets that `--columns` asks for."""
-    if columns is None:
+def _chosen(wanted, targets):
+    """Returns the columns that `--columns` asks for."""
+    if wanted is None:
         return list(targets)
-    names = {name.split(" of ")[0].replace(" ", "_"): name for name in targets}
-    for column in columns:
-        if column not in names:
+    kinds = [column.kind for column in targets]
+    for kind in wanted:
+        if kind not in kinds:
             raise ValueError(
-                f"--columns={','.join(columns)}: there is no {column}; this evaluation "
-                f"has {', '.join(names)}"
+                f"--columns={','.join(wanted)}: there is no {kind}; this evaluation "
+                f"has {', '.join(kinds)}"
             )
-    return [name for short, name in names.items() if short in columns]
+    return [column for column in targets if column.kind in wanted]
 
 
 def _digest(path):

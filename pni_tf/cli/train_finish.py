@@ -1,7 +1,6 @@
 """What follows a training: evaluation, export, figures and the report of the run."""
 
 import shutil
-from pathlib import Path
 
 import tensorflow as tf
 
@@ -9,8 +8,7 @@ from pni_tf import files, plots
 from pni_tf.cli.run_directory import RunDirectory
 from pni_tf.data import Dataset
 from pni_tf.distribution.workers import Workers
-from pni_tf.evaluation import ResultStore, report, standard_scenarios
-from pni_tf.evaluation.results import Columns
+from pni_tf.evaluation import Column, Result, ResultStore, report, standard_scenarios
 from pni_tf.evaluation.robustness import evaluate_columns
 from pni_tf.export import export_saved_model
 from pni_tf.files import slug
@@ -40,15 +38,17 @@ def finish(
         )
         columns = evaluate(recipe, final, directory, targets, dataset, workers)
     if workers.is_chief:
-        figures = []
+        figures = {}
         if recipe.network.noise == "pni" and recipe.network.has_noise:
-            figures.append(_save(_alphas(directory), directory.path / "alphas.png"))
+            figures["alphas"] = _alphas(directory)
+            figures["alphas"].savefig(directory.path / "alphas.png", dpi=120)
         if final.evaluate:
-            figures += _pictures(recipe, directory, columns, targets, dataset)
-            _write(recipe, dataset.info.name, directory, columns, figures)
+            target = next(iter(targets.values()))
+            figures["adversarial_examples"] = _pictures(recipe, target, dataset)
+            table = _write(recipe, dataset.info.name, directory, columns, figures)
             shutil.rmtree(directory.batches, ignore_errors=True)
-            print("\n" + report.format_table(columns))
-            print("\n" + report.describe(columns))
+            print("\n" + report.format_table(table))
+            print("\n" + report.describe(table))
         directory.finished.touch()
         print("\n" + _inventory(directory))
     workers.barrier()
@@ -58,10 +58,10 @@ def evaluate(
     recipe: Recipe,
     final: FinalEvaluation,
     directory: RunDirectory,
-    targets: dict[str, Target],
+    targets: dict[Column, Target],
     dataset: Dataset,
     workers: Workers,
-) -> Columns:
+) -> dict[Column, list[Result]]:
     """Returns the standard table of some targets on the test images."""
     attack = recipe.adversarial
     scenarios = standard_scenarios(
@@ -93,43 +93,47 @@ def _targets(recipe, ensemble, directory, undefended, devices):
     target = load_target(directory.model, devices=devices)
     is_adversarial = recipe.adversarial.adversarial
     kind = "adversarial training" if is_adversarial else "no defence"
-    noise = recipe.network.noise_name
-    if target.noise_free is None:
-        targets = {kind: target}
-    else:
-        targets = {f"with {noise}": target, f"without {noise}": target.noise_free}
+    with_noise = f"with {recipe.network.noise_name}"
+    targets = {Column(kind="model", label=kind): target}
+    if target.noise_free is not None:
+        without = Column(kind="noise_off", label=f"without {recipe.network.noise_name}")
+        targets = {
+            Column(kind="noise_on", label=with_noise): target,
+            without: target.noise_free,
+        }
     if ensemble > 1:
-        name = f"with {noise}, mean of {ensemble}"
-        targets[name] = target.ensemble(ensemble)
+        name = f"{with_noise}, mean of {ensemble}"
+        mean = Column(kind="mean", draws=ensemble, label=name)
+        targets[mean] = target.ensemble(ensemble)
     if directory.best_model.exists():
         best = load_target(directory.best_model, devices=devices)
-        name = f"with {noise}" if best.noise_free is not None else kind
-        targets[f"{name}, best epoch"] = best
+        name = with_noise if best.noise_free is not None else kind
+        targets[Column(kind="best_epoch", label=f"{name}, best epoch")] = best
     if undefended is not None:
-        targets["no defence"] = load_target(undefended.model, devices=devices)
+        plain = load_target(undefended.model, devices=devices)
+        targets[Column(kind="undefended")] = plain
     return targets
 
 
-def _pictures(recipe, directory, columns, targets, dataset):
-    attack, model = training_attack(recipe.adversarial), recipe.network.model
-    title = f"{dataset.info.name}, {model}, $\\epsilon$ = {attack.epsilon:.3g}"
-    figure = plots.plot_accuracies(report.accuracies(columns), title=title)
-    figures = [_save(figure, directory.path / "accuracies.png")]
+def _title(recipe, dataset):
+    return f"{dataset}, {recipe.network.model}, ε = {recipe.adversarial.epsilon:.3g}"
+
+
+def _pictures(recipe, target, dataset):
+    attack = training_attack(recipe.adversarial)
     images = dataset.test.images_float()[:8]
     labels = dataset.test.labels[:8]
-    target = next(iter(targets.values()))
     seed = tf.constant([recipe.computation.seed, 0], tf.int64)
     adversarial = attack.perturb(target.logits, images, labels, seed=seed)
-    figure = plots.plot_adversarial_examples(
+    return plots.plot_adversarial_examples(
         images,
         adversarial.numpy(),
         labels,
         target.predict(adversarial),
         epsilon=attack.epsilon,
         class_names=dataset.info.class_names,
-        title=f"PGD-{attack.steps}, {title}",
+        title=f"PGD-{attack.steps}, {_title(recipe, dataset.info.name)}",
     )
-    return [*figures, _save(figure, directory.path / "adversarial_examples.png")]
 
 
 def _alphas(directory):
@@ -143,29 +147,23 @@ def _alphas(directory):
 
 
 def _write(recipe, dataset, directory, columns, figures):
-    report.write_csv(directory.per_example, columns)
-    report.write_json(
-        directory.evaluation,
-        columns,
+    model = recipe.network.model
+    evaluation = report.Evaluation(
+        model=model,
         dataset=dataset,
-        model=recipe.network.model,
+        columns=columns,
         epsilon=recipe.adversarial.epsilon,
         training_seed=recipe.computation.seed,
     )
-    pictures = "\n\n".join(f"![{f.stem}]({f.name})" for f in figures)
-    files.write_text(
-        directory.report,
-        f"# {directory.path.name}\n\n"
-        f"{recipe.network.model} on {dataset}, trained with `--flagfile=flags.cfg`; "
-        "see [flags.cfg](flags.cfg).\n\n"
-        f"{report.format_table(columns)}\n\n{report.describe(columns)}\n\n"
-        f"{report.format_settings(columns)}\n\n{pictures}\n",
+    report.write(
+        directory.path,
+        evaluation,
+        title=_title(recipe, dataset),
+        intro=f"{model} on {dataset}, trained with `--flagfile=flags.cfg`; see "
+        "[flags.cfg](flags.cfg).",
+        figures=figures,
     )
-
-
-def _save(figure, path: Path) -> Path:
-    figure.savefig(path, dpi=120)
-    return path
+    return evaluation.table
 
 
 def _inventory(directory):

@@ -1,35 +1,13 @@
-"""Robust accuracy with honest accounting for random networks."""
+"""Robust accuracy with honest accounting for random networks.
 
-from pni_tf.evaluation.certification import Certificate, certify
-from pni_tf.evaluation.checklist import Checklist, run_checklist
-from pni_tf.evaluation.curves import CURVES, evaluate_curve
-from pni_tf.evaluation.results import Result, Scenario, union, worst_cases
-from pni_tf.evaluation.robustness import evaluate_robustness
-from pni_tf.evaluation.store import ResultStore
-from pni_tf.evaluation.suites import (
-    paper_suite,
-    scenario_of,
-    standard_scenarios,
-    strong_suite,
-    transfer_from,
-)
+Its public names are those of `pni_tf`, loaded on first use: who only reads results
+need not wait for TensorFlow.
+"""
 
-__all__ = [
-    "CURVES",
-    "Certificate",
-    "Checklist",
-    "Result",
-    "ResultStore",
-    "Scenario",
-    "certify",
-    "evaluate_curve",
-    "evaluate_robustness",
-    "paper_suite",
-    "run_checklist",
-    "scenario_of",
-    "standard_scenarios",
-    "strong_suite",
-    "transfer_from",
-    "union",
-    "worst_cases",
-]
+import pni_tf
+
+
+def __getattr__(name: str):
+    if not pni_tf._MODULE_OF.get(name, "").startswith("evaluation."):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(pni_tf, name)

@@ -6,13 +6,13 @@ find.
 """
 
 import dataclasses
-import hashlib
 from collections.abc import Callable, Iterable, Iterator
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from pni_tf import files
 from pni_tf.checks import check_number, validate_images, validate_labels
 from pni_tf.evaluation.radii import (
     clopper_pearson_bounds,
@@ -34,7 +34,7 @@ class Certificate:
     Attributes:
         method: How the radii were computed.
         norm: The norm of the radii: `"l2"` or `"l1"`.
-        draws: Draws of the noise behind each radius.
+        draws: Draws of the noise that each radius is computed from.
         failure: Probability that the radius of an image is wrong.
         labels: The true labels `[N]`.
         predictions: Predicted labels `[N]`.
@@ -150,7 +150,7 @@ def certify(
     images = validate_images(images, image_shape=target.image_shape)
     labels = validate_labels(labels, target.num_classes, num_examples=len(images))
     stamp = {
-        "images": hashlib.sha256(images.tobytes()).hexdigest(),
+        "images": files.digest(images.tobytes()),
         "draws": [int(draws), int(selection_draws)],
         "batch_size": int(batch_size),
         "seed": int(seed),
@@ -220,7 +220,7 @@ def pixeldp_wrapper(model: keras.Model) -> FixedNoise:
     """Returns the noise layer of a PixelDP network.
 
     Raises:
-        ValueError: If it has none, or other noise, or is no Keras model.
+        ValueError: If it has none, or other noise, or is not a Keras model.
     """
     wrappers = noise_wrappers(model) if isinstance(model, keras.Model) else []
     if len(wrappers) == 1 and isinstance(wrappers[0], FixedNoise):

@@ -6,7 +6,7 @@ import math
 import numpy as np
 
 from pni_tf.attacks import Transfer, make_attack
-from pni_tf.evaluation.checklist_items import LEAST_DRAWS, Item, judge
+from pni_tf.evaluation.checklist_items import LEAST_DRAWS, Evidence, Item, judge
 from pni_tf.evaluation.curves import evaluate_curve
 from pni_tf.evaluation.results import Result, Scenario, union
 from pni_tf.evaluation.robustness import evaluate_robustness
@@ -20,20 +20,33 @@ class Checklist:
 
     Attributes:
         items: One for each check.
-        headline: The worst case over all attacks within the ball, image by image.
-        results: Every result behind them, by a short name.
+        evidence: All results that they are judged by.
     """
 
     items: list[Item]
-    headline: Result
-    results: dict[str, Result]
+    evidence: Evidence
+
+    @property
+    def headline(self) -> Result:
+        """The worst case over all attacks within the ball, image by image."""
+        return self.evidence.headline
+
+    @property
+    def results(self) -> dict[str, Result]:
+        """All results by name: a key, or `"epsilon 0.1"` for a point of a curve."""
+        points = {
+            f"{kind} {value:.6g}": result
+            for kind, curve in self.evidence.curves.items()
+            for value, result in curve.items()
+        }
+        return {**self.evidence.results, **points}
 
     def to_json(self) -> dict:
         """Returns the content as JSON can hold it."""
         return {
             "items": [dataclasses.asdict(item) for item in self.items],
             "headline": self.headline.summary(),
-            "results": {name: r.summary() for name, r in self.results.items()},
+            "results": {k: r.summary() for k, r in self.results.items()},
         }
 
     def to_markdown(self) -> str:
@@ -68,9 +81,9 @@ def run_checklist(
     """Attacks a target in every way that would expose a false robustness (Linf).
 
     All accuracies are means of single draws on fresh draws. One attack counts as
-    stronger than another if the mean of the paired differences over the images exceeds
-    two of its standard errors; so of the checks that compare two equal attacks, about
-    one in 44 fails by chance. The table says how large a difference would have shown.
+    stronger than another if the paired differences over the images show it (see
+    `pni_tf.evaluation.significance`); so of the checks that compare two equal attacks,
+    about one in 40 fails by chance. The table says how large a difference would show.
 
     Args:
         target: What `load_target` returns.
@@ -102,22 +115,33 @@ def run_checklist(
     run = _Run(
         target, images, labels, epsilon, expectation, {**options, "draws": draws}
     )
-    results = run.attacks(steps, many_steps, queries)
+    pgd = run.attack("pgd", steps=steps)
+    results = run.attacks(pgd, many_steps, queries)
+    curves, apart = {}, {}  # What lies apart has no part in the headline.
     if target.has_gradient:
-        pgd = run.pgd(steps)
         # The point at the attack's own epsilon, or number of draws, is the row "pgd".
-        results[f"epsilon {epsilon:.6g}"] = results["pgd"]
-        results |= run.curve("epsilon", pgd, [*(epsilon * k for k in _SHARES), 1.0])
+        shares = [*(epsilon * share for share in _SHARES), 1.0]
+        curve = run.curve("epsilon", pgd, shares)
+        curves["epsilon"] = {epsilon: results["pgd"], **curve}
         if target.stochastic:
-            results[f"draws {expectation}"] = results["pgd"]
-            results |= run.curve("draws", pgd, _draw_values(expectation))
-        if target.stochastic and target.reseed is not None:
-            results["frozen"] = run.frozen(pgd)
-    results |= run.others({"noise off": target.noise_free, "twin": twin}, many_steps)
-    headline = union([r for key, r in results.items() if _within(key, r, epsilon)])
-    return Checklist(
-        items=judge(results, headline, draws), headline=headline, results=results
+            known = [k for k in (1, 2, 5, 10, 20) if k < expectation]
+            curve = run.curve("draws", pgd, [*known, math.ceil(2.5 * expectation)])
+            curves["draws"] = {expectation: results["pgd"], **curve}
+            if target.reseed is not None:
+                apart["frozen"] = run.frozen(pgd)
+    apart |= run.others({"noise off": target.noise_free, "twin": twin}, many_steps)
+    own = [*results.values(), *(r for c in curves.values() for r in c.values())]
+    evidence = Evidence(
+        results={**results, **apart},
+        curves=curves,
+        headline=union([r for r in own if _within(r.scenario.ball, epsilon)]),
+        draws=draws,
     )
+    return Checklist(items=judge(evidence), evidence=evidence)
+
+
+def _within(ball, epsilon):
+    return ball is None or ball[1] <= epsilon
 
 
 _SHARES = (0.25, 0.5, 2, 4)
@@ -134,34 +158,39 @@ class _Run:
     expectation: int
     options: dict
 
-    def pgd(self, steps):
-        return make_attack("pgd", epsilon=self.epsilon, steps=steps)
+    def attack(self, name, **settings):
+        return make_attack(name, epsilon=self.epsilon, **settings)
 
-    def attacks(self, steps, many_steps, queries):
+    def ascents(self, target, steps):
+        """Returns the long attacks by gradients on a target."""
+        names = ["apgd-ce", "apgd-dlr"] if target.num_classes >= 3 else ["apgd-ce"]
+        found = {"long": self.attack("pgd", steps=steps)}
+        return found | {name: self.attack(name, steps=steps) for name in names}
+
+    def attacks(self, pgd, many_steps, queries):
         """Returns the results that need neither a curve nor another target."""
         target, stochastic = self.target, self.target.stochastic
-        long = self.pgd(many_steps)
-        attacks = {}
+        ascents, attacks = self.ascents(target, many_steps), {}
         if target.has_gradient:
             attacks = {
-                "pgd": self.pgd(steps),
-                "fgsm": make_attack("fgsm", epsilon=self.epsilon),
-                "long": long,
-                "restarts": dataclasses.replace(self.pgd(steps), restarts=5),
-                "apgd-ce": self._apgd("apgd-ce", many_steps),
+                "pgd": pgd,
+                "fgsm": self.attack("fgsm"),
+                "long": ascents["long"],
+                "restarts": dataclasses.replace(pgd, restarts=5),
+                **ascents,
             }
-            if target.num_classes >= 3:
-                attacks["apgd-dlr"] = self._apgd("apgd-dlr", many_steps)
-        attacks["random"] = make_attack(
-            "random", epsilon=self.epsilon, samples=queries, stochastic=stochastic
+        attacks["random"] = self.attack(
+            "random", samples=queries, stochastic=stochastic
         )
         if not target.labels_only:
-            attacks["square"] = make_attack(
-                "square", epsilon=self.epsilon, queries=queries, stochastic=stochastic
+            attacks["square"] = self.attack(
+                "square", queries=queries, stochastic=stochastic
             )
         if target.noise_free is not None:
             attacks["transfer"] = Transfer(
-                attack=long, source=target.noise_free, source_name="noise-free twin"
+                attack=ascents["long"],
+                source=target.noise_free,
+                source_name="noise-free twin",
             )
         scenarios = {"clean": Scenario(name="clean")}
         scenarios |= {
@@ -172,8 +201,8 @@ class _Run:
         return dict(zip(scenarios, found, strict=True))
 
     def curve(self, kind, attack, values):
-        """Returns the points of a curve, under the names that `judge` expects."""
-        curve = evaluate_curve(
+        """Returns the points of a curve."""
+        return evaluate_curve(
             kind,
             self.target,
             self.images,
@@ -183,7 +212,6 @@ class _Run:
             values=tuple(values),
             **self.options,
         )
-        return {f"{kind} {value:.6g}": result for value, result in curve.items()}
 
     def frozen(self, attack):
         """Returns the result of attacking and scoring one draw of the noise."""
@@ -200,34 +228,14 @@ class _Run:
         results = {}
         for name, target in targets.items():
             if target is not None:
-                attacks = {"long": self.pgd(steps)}
-                attacks["apgd-ce"] = self._apgd("apgd-ce", steps)
-                if target.num_classes >= 3:
-                    attacks["apgd-dlr"] = self._apgd("apgd-dlr", steps)
                 scenarios = [
                     scenario_of(attack, target, name=f"{key} on {name}")
-                    for key, attack in attacks.items()
+                    for key, attack in self.ascents(target, steps).items()
                 ]
                 results[name] = union(self._evaluate(target, scenarios), name=name)
         return results
-
-    def _apgd(self, name, steps):
-        return make_attack(name, epsilon=self.epsilon, steps=steps)
 
     def _evaluate(self, target, scenarios):
         return evaluate_robustness(
             target, self.images, self.labels, scenarios, **self.options
         )
-
-
-def _draw_values(expectation):
-    known = [k for k in (1, 2, 5, 10, 20) if k < expectation]
-    return (*known, math.ceil(2.5 * expectation))
-
-
-def _within(key, result, epsilon):
-    """Whether a result is of an attack on the target itself within the ball."""
-    if key in ("frozen", "noise off", "twin"):  # whose names may be the target's
-        return False
-    ball = result.scenario.ball
-    return ball is None or ball[1] <= epsilon

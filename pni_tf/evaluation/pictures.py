@@ -11,7 +11,7 @@ from pni_tf.evaluation.results import Result
 from pni_tf.evaluation.store import ResultStore
 from pni_tf.targets import Target
 
-_CHUNK = 64  # images that are looked at together
+_CHUNK = 64  # So many images are looked at together.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,6 +27,8 @@ class Pictures:
         predictions: Labels `[N]` that it gives to the twins.
         confidences: Probabilities `[N]` of either; of a random network the mean over
             draws.
+        epsilon: Scales the perturbation in a figure.
+        class_names: One name a class, or None.
     """
 
     attack: str
@@ -36,12 +38,14 @@ class Pictures:
     labels: np.ndarray
     predictions: np.ndarray
     confidences: tuple[np.ndarray, np.ndarray]
+    epsilon: float
+    class_names: tuple[str, ...] | None
 
-    def to_json(self, class_names: tuple[str, ...] | None) -> list[dict]:
+    def to_json(self) -> list[dict]:
         """Returns an entry for each image, as JSON can hold it."""
 
         def name(label):
-            return class_names[label] if class_names else str(label)
+            return self.class_names[label] if self.class_names else str(label)
 
         return [
             {
@@ -55,15 +59,15 @@ class Pictures:
             for i, index in enumerate(self.indices)
         ]
 
-    def plot(self, epsilon: float, class_names: tuple[str, ...] | None) -> Figure:
-        """Draws them; `epsilon` scales the perturbation."""
+    def plot(self) -> Figure:
+        """Draws them."""
         return plots.plot_adversarial_examples(
             self.images,
             self.adversarial,
             self.labels,
             self.predictions,
-            epsilon=epsilon,
-            class_names=class_names,
+            epsilon=self.epsilon,
+            class_names=self.class_names,
             confidences=self.confidences,
             title=self.attack,
         )
@@ -77,11 +81,13 @@ def turned_around(
     *,
     count: int,
     draws: int,
+    epsilon: float,
+    class_names: tuple[str, ...] | None,
 ) -> Pictures | None:
     """Returns the first images that are right, and wrong under the first attack.
 
     Both by the mean of the probabilities over some draws. None if there is no such
-    image, or no probability to be had.
+    image, or the target gives labels only.
 
     Args:
         target: What was attacked.
@@ -90,8 +96,10 @@ def turned_around(
         store: Holds its adversarial images.
         count: How many at most.
         draws: Draws of the noise in a mean.
+        epsilon: Scales the perturbation in a figure.
+        class_names: One name a class, or None.
     """
-    result = next((r for r in results if r.scenario.attack is not None), None)
+    result = next((r for r in results if r.kind == "attack"), None)
     if result is None or target.labels_only:
         return None
     with np.load(store.path(result.scenario.name), allow_pickle=False) as file:
@@ -123,6 +131,8 @@ def turned_around(
         labels=labels,
         predictions=predictions,
         confidences=tuple(confidences),
+        epsilon=epsilon,
+        class_names=class_names,
     )
 
 

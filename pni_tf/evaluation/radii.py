@@ -46,7 +46,7 @@ def pixeldp_radius(
     if distribution == "laplace":
         return most * scale / sensitivity
     shares = np.linspace(0, 1, 2001)[1:].reshape(-1, *[1] * lower.ndim)
-    epsilon = np.minimum(most, 1) * shares  # the Gaussian mechanism holds up to 1
+    epsilon = np.minimum(most, 1) * shares  # The Gaussian mechanism holds up to 1.
     delta = (lower - np.exp(2 * epsilon) * upper) / (1 + np.exp(epsilon))
     possible = np.maximum(delta, np.finfo(float).tiny)
     radii = scale * epsilon / (sensitivity * np.sqrt(2 * np.log(1.25 / possible)))

@@ -2,140 +2,149 @@
 
 import csv
 import dataclasses
-import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from pni_tf import files, plots
+from pni_tf.evaluation import record
 from pni_tf.evaluation.certification import Certificate, round_radii
 from pni_tf.evaluation.checklist import Checklist
 from pni_tf.evaluation.pictures import Pictures
-from pni_tf.evaluation.results import Columns, Result
+from pni_tf.evaluation.record import Column
+from pni_tf.evaluation.results import Result
 
-_CSV_COLUMNS = (
-    "network",
-    "scenario",
-    "image",
-    "label",
-    "correct_draws",
-    "draws",
-    "predictions",
-    "claimed",
-    "l2",
-    "linf",
-    "queries",
-    "gradients",
-    "aim",
-)
+# A table: the results of each network, one for each row, by the name of its column.
+Table = Mapping[str, list[Result]]
 
 
 @dataclasses.dataclass(kw_only=True)
-class Outcome:
+class Evaluation:
     """All that an evaluation found.
 
     Attributes:
-        columns: The table.
+        model: What was evaluated.
+        dataset: On which dataset.
+        columns: The results of each network, one for each row.
         curves: By kind (such as `"epsilon"`) and column: a result for each value.
         checklist: The checklist, if it was asked for.
         certificates: Certified radii, if they were.
         pictures: Images that an attack turned around, if they were, and it did.
         substitutes: What the training of each substitute took, by its column.
-        class_names: One name a class, or None.
-        data: Number and digest of the images.
+        data: Number (`examples`) and digest (`sha256`) of the images.
+        epsilon: Radius of the ball, where there is one for all rows.
+        training_seed: Seed of the training that it ends.
     """
 
-    columns: Columns
-    curves: dict[str, dict[str, dict[float, Result]]]
+    model: str
+    dataset: str
+    columns: dict[Column, list[Result]]
+    curves: dict[str, dict[Column, dict[float, Result]]] = dataclasses.field(
+        default_factory=dict
+    )
     checklist: Checklist | None = None
     certificates: list[Certificate] | None = None
     pictures: Pictures | None = None
     substitutes: dict[str, dict] = dataclasses.field(default_factory=dict)
-    class_names: tuple[str, ...] | None = None
     data: dict[str, str | int] = dataclasses.field(default_factory=dict)
+    epsilon: float | None = None
+    training_seed: int | None = None
+
+    @property
+    def table(self) -> Table:
+        """The columns by their names."""
+        return {column.name: results for column, results in self.columns.items()}
+
+    @property
+    def radii(self) -> list[float]:
+        """The radii at which certificates are tabulated."""
+        return round_radii(self.certificates) if self.certificates else []
+
+    @property
+    def warnings(self) -> str:
+        """The warnings of all results, curves and checklist included, in lines."""
+        every = [r for results in self.columns.values() for r in results]
+        for lines in self.curves.values():
+            every += [r for line in lines.values() for r in line.values()]
+        if self.checklist is not None:
+            every += self.checklist.results.values()
+        return format_warnings(every)
 
 
 def write(
-    output: Path, outcome: Outcome, *, model: Path, dataset: str, epsilon: float
-) -> None:
-    """Writes every file of the results, and prints the tables."""
-    columns, curves = outcome.columns, outcome.curves
-    checklist, certificates = outcome.checklist, outcome.certificates
-    pictures = outcome.pictures
-    title = f"{model.name}, {dataset}"
-    every = [r for results in columns.values() for r in results]
-    every += [
-        r for lines in curves.values() for line in lines.values() for r in line.values()
-    ]
-    if checklist is not None:
-        every += checklist.results.values()
-    warnings = format_warnings(every)
-    write_csv(output / "per_example.csv", columns)
-    write_json(
-        output / "evaluation.json",
-        columns,
-        model=str(model),
-        dataset=dataset,
-        data=outcome.data,
-        warnings=warnings.splitlines(),
-        substitutes=outcome.substitutes,
-        curves={
-            kind: {
-                name: {str(value): r.summary() for value, r in line.items()}
-                for name, line in lines.items()
-            }
-            for kind, lines in curves.items()
-        },
-        checklist=checklist and checklist.to_json(),
-        certificates=[c.to_json(round_radii(certificates)) for c in certificates or ()],
-        pictures=pictures and pictures.to_json(outcome.class_names),
-    )
-    figures = {"accuracies": plots.plot_accuracies(accuracies(columns), title=title)}
-    for kind, lines in curves.items():
+    directory: Path,
+    evaluation: Evaluation,
+    *,
+    title: str,
+    intro: str = "",
+    figures: Mapping[str, Figure] | None = None,
+) -> str:
+    """Writes report.md with its figures, evaluation.json, and a line for each example.
+
+    Args:
+        directory: Where to; earlier files of these names are replaced.
+        evaluation: What to write.
+        title: Heading of the report and of the figures.
+        intro: A paragraph to begin with.
+        figures: Further figures by their name.
+
+    Returns:
+        The tables and sentences of the report, for the terminal.
+    """
+    found, table = evaluation, evaluation.table
+    record.write_csv(directory / "per_example.csv", table)
+    record.write_json(directory / "evaluation.json", found, found.warnings.splitlines())
+    if found.certificates is not None:
+        write_certificates(directory / "certificates.csv", found.certificates)
+    figures = {**_figures(found, title), **(figures or {})}
+    for name, figure in figures.items():
+        figure.savefig(directory / f"{name}.png", dpi=120)
+    parts = [format_table(table), describe(table), format_costs(table)]
+    if found.checklist is not None:
+        parts.append(found.checklist.to_markdown())
+    if found.certificates is not None:
+        parts.append(format_certificates(found.certificates))
+    text = "\n\n".join(filter(None, [*parts, found.warnings]))
+    links = [f"![{name}]({name}.png)" for name in figures]
+    whole = [f"# {title}", intro, text, format_settings(table), *links]
+    files.write_text(directory / "report.md", "\n\n".join(filter(None, whole)) + "\n")
+    return text
+
+
+def _figures(found, title):
+    """Returns the figures of an evaluation by their names."""
+    bars = {
+        name: {r.scenario.name: (r.mean, r.std) for r in results}
+        for name, results in found.table.items()
+    }
+    figures = {"accuracies": plots.plot_accuracies(bars, title=title)}
+    for kind, lines in found.curves.items():
         figures[f"curve_{kind}"] = plots.plot_curves(
             {
-                name: {v: (r.mean, r.std) for v, r in line.items()}
-                for name, line in lines.items()
+                str(column): {x: (r.mean, r.std) for x, r in line.items()}
+                for column, line in lines.items()
             },
             xlabel={"draws": "draws of the expectation over noise"}.get(kind, kind),
             title=f"PGD, {title}",
         )
-    if certificates is not None:
+    if found.certificates is not None:
         figures["certified_accuracy"] = plots.plot_certified_accuracy(
             {
                 c.method: np.where(c.predictions == c.labels, c.radii, np.nan)
-                for c in certificates
+                for c in found.certificates
             },
-            norm=certificates[0].norm,
+            norm=found.certificates[0].norm,
             title=title,
         )
-        write_certificates(output / "certificates.csv", certificates)
-    if pictures is not None:
-        figures["pictures"] = pictures.plot(epsilon, outcome.class_names)
-    for name, figure in figures.items():
-        figure.savefig(output / f"{name}.png", dpi=120)
-    parts = [format_table(columns), describe(columns)]
-    costs = format_costs(columns)
-    if costs:
-        parts.append(costs)
-    if checklist is not None:
-        parts.append(checklist.to_markdown())
-    if certificates is not None:
-        parts.append(format_certificates(certificates))
-    if warnings:
-        parts.append(warnings)
-    links = [f"![{name}]({name}.png)" for name in figures]
-    settings_used = format_settings(columns)
-    files.write_text(
-        output / "report.md",
-        "\n\n".join([f"# {title}", *parts, settings_used, *links]) + "\n",
-    )
-    print("\n" + "\n\n".join(parts) + f"\n\nThe results are in {output}")
+    if found.pictures is not None:
+        figures["pictures"] = found.pictures.plot()
+    return figures
 
 
-def format_table(columns: Columns) -> str:
+def format_table(columns: Table) -> str:
     """Returns a Markdown table of accuracies in percent, aligned for the terminal.
 
     A random network shows mean ± standard deviation over single draws, a deterministic
@@ -152,7 +161,7 @@ def format_table(columns: Columns) -> str:
     return _aligned(lines)
 
 
-def format_costs(columns: Columns) -> str:
+def format_costs(columns: Table) -> str:
     """Returns a Markdown table of what each attack claims, achieves and costs.
 
     Claimed is the share of the images that the attack takes for fooled, on the draws
@@ -168,16 +177,16 @@ def format_costs(columns: Columns) -> str:
     for network, results in columns.items():
         done = []
         for result in results:
-            attack = result.scenario.attack, result.scenario.target_rule
+            attack = result.scenario.attack, result.scenario.towards
             # To a deterministic network an expectation is the same attack again.
             repeats = not result.stochastic and attack in done
             done.append(attack)
             if result.claimed is not None and not repeats:
-                lines.append([network, result.scenario.name, *_costs(result.summary())])
+                lines.append([network, result.scenario.name, *_costs(result)])
     return _aligned(lines) if len(lines) > 1 else ""
 
 
-def describe(columns: Columns) -> str:
+def describe(columns: Table) -> str:
     """Returns a few sentences that say how the numbers of a table came about."""
     results = [result for column in columns.values() for result in column]
     sentence = f"{len(results[0].labels)} images, seed {results[0].seed}."
@@ -189,17 +198,16 @@ def describe(columns: Columns) -> str:
         f"mean ± standard deviation of {draws} single draws; a deterministic network "
         "has one."
     )
-    names = [result.scenario.name for result in results]
-    if any("EOT-" in name for name in names):
+    if any(result.scenario.expectation > 1 for result in results):
         sentence += (
             " EOT-k: the attack averages over k draws of a random network's noise."
         )
-    if any("mean of" in name for name in columns):
+    if any(result.ensemble > 1 for result in results):
         sentence += (
             " Mean of n: each prediction is the mean of the softmax over n draws, and "
             "attacks differentiate through it; these draws count among those of EOT-k."
         )
-    if any("worst case" in name for name in names):
+    if any(result.kind == "worst_case" for result in results):
         sentence += (
             " Worst case: for each image the attack that does best on other draws than "
             "those that score it."
@@ -240,7 +248,7 @@ def write_certificates(
                 )
 
 
-def format_settings(columns: Columns) -> str:
+def format_settings(columns: Table) -> str:
     """Returns a Markdown list of the attacks with all their settings."""
     lines = {}
     for network, results in columns.items():
@@ -263,83 +271,15 @@ def format_warnings(results: Iterable[Result]) -> str:
     return "\n".join(f"warning: {', '.join(n)}: {text}" for text, n in rows.items())
 
 
-def write_json(path: str | os.PathLike, columns: Columns, **details) -> None:
-    """Writes the summaries of all results, with details such as the dataset, as JSON.
+def _costs(result):
+    numbers = result.summary()
 
-    Args:
-        path: The file; it is replaced in one step.
-        columns: The table.
-        **details: Further entries of the file's top level.
-    """
-    content = {
-        **details,
-        "columns": {
-            name: [result.summary() for result in results]
-            for name, results in columns.items()
-        },
-    }
-    files.write_text(path, json.dumps(content, indent=2) + "\n")
-
-
-def write_csv(path: str | os.PathLike, columns: Columns) -> None:
-    """Writes one line for each image, network and scenario.
-
-    The columns are network, scenario, image (its index), label, correct_draws, draws,
-    predictions (the label of each draw, separated by spaces), and for an attack its
-    claim (1 or 0), the norms of the perturbation, queries, gradient evaluations and the
-    class that a targeted attack aimed at.
-    """
-    with files.replacing(path) as scratch, scratch.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(_CSV_COLUMNS)
-        for network, results in columns.items():
-            for result in results:
-                writer.writerows(_per_example(network, result))
-
-
-def accuracies(columns: Columns) -> dict[str, dict[str, tuple[float, float]]]:
-    """Returns what `pni_tf.plots.plot_accuracies` draws."""
-    return {
-        name: {r.scenario.name: (r.mean, r.std) for r in results}
-        for name, results in columns.items()
-    }
-
-
-def _per_example(network: str, result: Result) -> Iterable[list]:
-    correct = np.sum(result.predictions == result.labels, axis=0)
-    for i, label in enumerate(result.labels):
-        yield [
-            network,
-            result.scenario.name,
-            i,
-            label,
-            correct[i],
-            result.draws,
-            " ".join(map(str, result.predictions[:, i])),
-            *_attack_cells(result, i),
-        ]
-
-
-def _attack_cells(result, i):
-    if result.claimed is None:
-        return [""] * 6
-    return [
-        int(result.claimed[i]),
-        f"{result.l2[i]:.6g}",
-        f"{result.linf[i]:.6g}",
-        result.queries[i],
-        result.gradients[i],
-        "" if result.aims is None else result.aims[i],
-    ]
-
-
-def _costs(summary):
     def cell(name, form, scale=1):
-        value = summary[name]
+        value = numbers[name]
         return "-" if value is None else format(scale * value, form)
 
     return [
-        f"{100 * (1 - summary['claimed_accuracy']):.2f}",
+        f"{100 * (1 - result.claimed_accuracy):.2f}",
         cell("upheld", ".2f", 100),
         cell("l2_mean_of_claimed", ".4g"),
         cell("linf_mean_of_claimed", ".4g"),

@@ -6,8 +6,9 @@ import numpy as np
 
 from pni_tf.attacks import PGD, Attack, Transfer
 from pni_tf.checks import check_choice, check_number
+from pni_tf.evaluation.record import row_of
 
-TARGET_RULES = ("next", "random", "least_likely")
+TOWARDS = ("next", "random", "least_likely")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -19,9 +20,10 @@ class Scenario:
         attack: The attack, or None for clean images.
         expectation: Draws of the expectation over noise that the attack sees. A
             deterministic target is attacked without one, since all draws are equal.
-        target_rule: Makes the attack targeted: at the class after the label (`"next"`),
-            a random wrong one (`"random"`), or the one that the network finds least
+        towards: Makes the attack targeted: at the class after the label (`"next"`), a
+            random wrong one (`"random"`), or the one that the network finds least
             likely (`"least_likely"`). None is untargeted.
+        source: Name of the other network that the examples are made on, if there is.
 
     Raises:
         ValueError: If a number or a choice is out of its range.
@@ -30,12 +32,13 @@ class Scenario:
     name: str
     attack: Attack | None = None
     expectation: int = 1
-    target_rule: str | None = None
+    towards: str | None = None
+    source: str | None = None
 
     def __post_init__(self):
         check_number("expectation", self.expectation, minimum=1, integer=True)
-        if self.target_rule is not None:
-            check_choice("target_rule", self.target_rule, TARGET_RULES)
+        if self.towards is not None:
+            check_choice("towards", self.towards, TOWARDS)
 
     def warnings(self, stochastic: bool) -> tuple[str, ...]:
         """Returns why the accuracy may be higher than it would be under more effort.
@@ -43,7 +46,7 @@ class Scenario:
         Args:
             stochastic: Whether the target is random.
         """
-        found, attack = [], getattr(self.attack, "attack", self.attack)  # of a Transfer
+        found, attack = [], self._on_source
         if isinstance(attack, PGD) and not attack.reaches_boundary:
             found.append(
                 f"steps * step_size = {attack.steps * attack.step_size:.4g} is less "
@@ -81,10 +84,15 @@ class Scenario:
     @property
     def ball(self) -> tuple[str, float] | None:
         """Norm and epsilon of the ball that bounds the attack; None without a bound."""
-        attack = getattr(self.attack, "attack", self.attack)  # of a Transfer
+        attack = self._on_source
         if not hasattr(attack, "epsilon"):
             return None
         return getattr(attack, "norm", "linf"), attack.epsilon
+
+    @property
+    def _on_source(self):
+        """The attack, or that on the source of a `Transfer`."""
+        return getattr(self.attack, "attack", self.attack)
 
     @property
     def gradient_based(self) -> bool:
@@ -111,11 +119,12 @@ class Result:
         linf: Float32 `[N]`: largest change of a pixel.
         queries: int64 `[N]`: forward passes that the attack spent on each image.
         gradients: int64 `[N]`: gradient evaluations that it spent.
-        aims: int64 `[N]`: the classes that a targeted attack aimed at, or None.
+        towards: int64 `[N]`: the classes that a targeted attack aimed at, or None.
         images: Float32 `[N, H, W, C]`, or None where they were written to a store.
         seed: The seed of the evaluation.
         warnings: What makes the numbers misleading.
         components: Of a `union`, the names of its rows.
+        ensemble: Draws in each prediction: more than 1 for `Target.ensemble`.
     """
 
     scenario: Scenario
@@ -130,10 +139,18 @@ class Result:
     linf: np.ndarray | None = None
     queries: np.ndarray | None = None
     gradients: np.ndarray | None = None
-    aims: np.ndarray | None = None
+    towards: np.ndarray | None = None
     images: np.ndarray | None = dataclasses.field(default=None, repr=False)
     warnings: tuple[str, ...] = ()
     components: tuple[str, ...] = ()
+    ensemble: int = 1
+
+    @property
+    def kind(self) -> str:
+        """What the row is: `"clean"`, `"attack"` or `"worst_case"`, a `union`."""
+        if self.components:
+            return "worst_case"
+        return "clean" if self.scenario.attack is None else "attack"
 
     @property
     def draws(self) -> int:
@@ -185,45 +202,15 @@ class Result:
         """
         if self.claimed is None or not self.claimed.any():
             return None
-        if self.aims is None:
+        if self.towards is None:
             fooled = self.predictions != self.labels
         else:
-            fooled = self.predictions == self.aims
+            fooled = self.predictions == self.towards
         return float(np.mean(fooled[:, self.claimed]))
 
     def summary(self) -> dict:
         """Returns the numbers with everything needed to read them, for JSON."""
-        numbers = {
-            "scenario": self.scenario.name,
-            "target": self.target,
-            "attack": repr(self.scenario.attack),
-            "target_rule": self.scenario.target_rule,
-            "expectation": int(self.scenario.expectation) if self.stochastic else 1,
-            "stochastic": self.stochastic,
-            "images": len(self.labels),
-            "draws": self.draws,
-            "seed": self.seed,
-            "accuracy_mean": self.mean,
-            "accuracy_std": self.std,
-            "accuracy_vote": self.vote,
-            "accuracy_worst": self.worst,
-            "warnings": list(self.warnings),
-        }
-        if self.components:
-            numbers["components"] = list(self.components)
-        if self.aims is not None:
-            numbers["reached_aim_mean"] = float(np.mean(self.predictions == self.aims))
-        if self.claimed is not None:
-            moved = self.claimed if self.claimed.any() else slice(0)
-            numbers |= {
-                "claimed_accuracy": self.claimed_accuracy,
-                "upheld": self.upheld,
-                "l2_mean_of_claimed": _mean(self.l2[moved]),
-                "linf_mean_of_claimed": _mean(self.linf[moved]),
-                "queries_mean": _mean(self.queries),
-                "gradients_mean": _mean(self.gradients),
-            }
-        return numbers
+        return row_of(self)
 
 
 def union(results: list[Result], name: str = "worst case") -> Result:
@@ -274,6 +261,7 @@ def union(results: list[Result], name: str = "worst case") -> Result:
         seed=first.seed,
         warnings=tuple(dict.fromkeys(w for r in results for w in r.warnings)),
         components=tuple(r.scenario.name for r in results),
+        ensemble=first.ensemble,
     )
 
 
@@ -292,11 +280,3 @@ def worst_cases(results: list[Result]) -> list[Result]:
             name += f" {norm} ε={epsilon:.4g}"
         unions.append(union([*clean, *found], name=name))
     return unions
-
-
-def _mean(values) -> float | None:
-    return float(np.mean(values)) if len(values) else None
-
-
-# A table: from the name of a column (a network) to its results, one for each row.
-Columns = dict[str, list[Result]]

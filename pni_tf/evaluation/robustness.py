@@ -4,7 +4,6 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import functools
-import hashlib
 import json
 import math
 import queue
@@ -14,16 +13,18 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
+from pni_tf import files
 from pni_tf.attacks import (
     CarliniWagnerL2,
     ExpectationOverNoise,
     Outcome,
-    gradient_warnings,
+    probe_gradient,
 )
 from pni_tf.attacks.base import fold_in
 from pni_tf.checks import check_number, validate_images, validate_labels
 from pni_tf.distribution.workers import Workers
-from pni_tf.evaluation.results import Columns, Result, Scenario
+from pni_tf.evaluation.record import RULE, Column
+from pni_tf.evaluation.results import Result, Scenario
 from pni_tf.evaluation.store import ResultStore, examples_digest
 from pni_tf.targets import Target
 
@@ -86,16 +87,23 @@ def evaluate_robustness(
         raise ValueError("Several workers need a `store` in a folder that they share")
     images = validate_images(images, image_shape=target.image_shape)
     labels = validate_labels(labels, target.num_classes, num_examples=len(images))
-    common = {
-        "images": examples_digest(images, labels),
-        "draws": int(draws) if target.stochastic else 1,  # NumPy's is no JSON
-        "batch_size": int(batch_size),
-        "seed": int(seed),
-    }
-    gradients = ()
+    engine = _Engine(
+        target=target,
+        images=images,
+        labels=labels,
+        settings={
+            "images": examples_digest(images, labels),
+            "draws": int(draws) if target.stochastic else 1,  # JSON knows no NumPy.
+            "batch_size": int(batch_size),
+            "seed": int(seed),
+        },
+        store=store,
+        workers=workers,
+    )
+    probe = None
     if any(scenario.gradient_based for scenario in scenarios):
         batch = slice(batch_size)
-        gradients = gradient_warnings(target.logits, images[batch], labels[batch])
+        probe = probe_gradient(target.logits, images[batch], labels[batch])
     results = []
     for scenario in scenarios:
         if target.probabilities and isinstance(scenario.attack, CarliniWagnerL2):
@@ -105,24 +113,25 @@ def evaluate_robustness(
                 "the logarithm of its outputs"
             )
         warnings = [*target.warnings, *scenario.warnings(target.stochastic)]
-        if scenario.gradient_based:  # those of real images replace those of the probe
-            warnings = [w for w in warnings if not w.startswith("the gradient")]
-            warnings += gradients
+        if scenario.gradient_based:
+            # What holds of these images replaces what held of random ones.
+            before = target.gradient.warnings if target.gradient else ()
+            warnings = [w for w in warnings if w not in before] + [*probe.warnings]
         fields = {
             "scenario": scenario,
             "target": target.name,
             "stochastic": target.stochastic,
             "labels": labels,
-            "seed": common["seed"],
+            "seed": engine.settings["seed"],
             "warnings": tuple(dict.fromkeys(warnings)),
+            "ensemble": target.draws,
         }
         twin = next((r for r in results if _same_attack(r.scenario, scenario)), None)
-        if twin is not None and not target.stochastic:  # expectation changes nothing
+        if twin is not None and not target.stochastic:
+            # Without noise there is nothing that an expectation would change.
             results.append(dataclasses.replace(twin, **fields))
             continue
-        arrays = _arrays(
-            target, images, labels, scenario, common, store, progress, workers
-        )
+        arrays = engine.arrays(scenario, progress or (lambda batches, name: batches))
         if store is not None:
             arrays.pop("images", None)
         results.append(Result(**fields, **arrays))
@@ -130,34 +139,79 @@ def evaluate_robustness(
 
 
 def _same_attack(a, b):
-    return (a.attack, a.target_rule) == (b.attack, b.target_rule)
+    return (a.attack, a.towards) == (b.attack, b.towards)
 
 
-def _arrays(target, images, labels, scenario, common, store, progress, workers):
-    """Returns the arrays of a `Result`, from the store where it has them."""
-    settings = {
-        **common,
-        "attack": repr(scenario.attack),
-        "target_rule": scenario.target_rule,
-        "expectation": int(scenario.expectation) if target.stochastic else 1,
-    }
-    stamp = {**settings, "target": target.name}
-    arrays = store.read(scenario.name, stamp) if store else None
-    # Shared folders show a new file to some workers later than to others.
-    known = workers.gather([arrays is not None]).all()
-    if arrays is not None and known:
-        return {name: value for name, value in arrays.items() if name != "labels"}
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Engine:
+    """Attacks and scores the images of one evaluation, batch by batch.
 
-    def attack(start, copy, attack_and_score):
-        """Returns the arrays of a batch; `copy` of the target computes them."""
-        part = store.read_batch(scenario.name, start, stamp) if store else None
-        if part is not None:
+    Why it is not just a loop: a batch must come out the same on any device and worker,
+    in any order, alone or after an interruption. So all its noise follows from the
+    settings of its row and its place, and nothing else passes from batch to batch.
+    """
+
+    target: Target
+    images: np.ndarray
+    labels: np.ndarray
+    settings: dict[str, str | int]
+    store: ResultStore | None
+    workers: Workers
+
+    def arrays(self, scenario, progress) -> dict[str, np.ndarray]:
+        """Returns the arrays of a `Result`, from the store where it has them."""
+        row = {
+            **self.settings,
+            "attack": repr(scenario.attack),
+            RULE: scenario.towards,
+            "expectation": int(scenario.expectation) if self.target.stochastic else 1,
+        }
+        stamp = {**row, "target": self.target.name}
+        store, workers = self.store, self.workers
+        arrays = store.read(scenario.name, stamp) if store else None
+        # Shared folders show a new file to some workers later than to others.
+        if workers.gather([arrays is not None]).all():
+            return {name: value for name, value in arrays.items() if name != "labels"}
+
+        def batch(start, copy, attack_and_score):
+            """Returns the arrays of a batch; `copy` of the target computes them."""
+            part = store.read_batch(scenario.name, start, stamp) if store else None
+            if part is None:
+                part = self._computed(scenario, row, start, copy, attack_and_score)
+                if store:
+                    store.write_batch(scenario.name, start, stamp, part)
             return part
-        batch = slice(start, start + common["batch_size"])
-        noise, source_noise = _seeds(settings, start)[:2]
+
+        starts = range(0, len(self.images), self.settings["batch_size"])
+        own = starts[workers.index :: workers.count]
+        copies = [self.target]
+        if getattr(scenario.attack, "source", None) is None:  # There is but one source.
+            copies += self.target.replicas
+        with _shared_out(batch, own, copies, scenario) as result_of:
+            parts = [result_of(start) for start in progress(own, scenario.name)]
+        if workers.count > 1:
+            workers.barrier()
+            parts = [store.read_batch(scenario.name, start, stamp) for start in starts]
+            workers.barrier()  # The chief removes them when all have them.
+            if None in parts:
+                raise ValueError(
+                    f"A batch of another worker is not in {store.directory}: it must "
+                    "lie on a file system that all workers share"
+                )
+        arrays = {
+            name: np.concatenate([p[name] for p in parts], axis=_AXES.get(name, 0))
+            for name in parts[0]
+        }
+        if store and workers.is_chief:
+            store.write(scenario.name, stamp, {"labels": self.labels, **arrays})
+        return arrays
+
+    def _computed(self, scenario, row, start, copy, attack_and_score):
+        batch = slice(start, start + self.settings["batch_size"])
+        noise, source_noise = _seeds(row, start)[:2]
         # The attack's own seed is the same in all rows, so that on a deterministic
         # target more restarts contain the fewer.
-        seeds = _seeds([common, scenario.target_rule], start)[2:]
+        seeds = _seeds([self.settings, scenario.towards], start)[2:]
         # The source first: it may share its generators with the target. And with
         # another seed: two networks of one architecture would draw the same noise.
         for network, seed in (
@@ -166,41 +220,13 @@ def _arrays(target, images, labels, scenario, common, store, progress, workers):
         ):
             if getattr(network, "reseed", None) is not None:
                 network.reseed(seed)
-        part = attack_and_score()(
-            tf.constant(images[batch]),
-            tf.constant(labels[batch]),
+        arrays = attack_and_score()(
+            tf.constant(self.images[batch]),
+            tf.constant(self.labels[batch]),
             tf.constant(seeds, tf.int64),
-            tf.constant(common["draws"]),
+            tf.constant(self.settings["draws"]),
         )
-        part = {name: value.numpy() for name, value in part.items()}
-        if store:
-            store.write_batch(scenario.name, start, stamp, part)
-        return part
-
-    starts = range(0, len(images), common["batch_size"])
-    own = starts[workers.index :: workers.count]
-    copies = [target]
-    if getattr(scenario.attack, "source", None) is None:  # of which there is but one
-        copies += target.replicas
-    with _shared_out(attack, own, copies, scenario) as result_of:
-        batches = progress(own, scenario.name) if progress else own
-        parts = [result_of(start) for start in batches]
-    if workers.count > 1:
-        workers.barrier()
-        parts = [store.read_batch(scenario.name, start, stamp) for start in starts]
-        workers.barrier()  # the chief removes them when all have them
-        if None in parts:
-            raise ValueError(
-                f"A batch of another worker is not in {store.directory}: it must lie "
-                "on a file system that all workers share"
-            )
-    arrays = {
-        name: np.concatenate([part[name] for part in parts], axis=_AXES.get(name, 0))
-        for name in parts[0]
-    }
-    if store and workers.is_chief:
-        store.write(scenario.name, stamp, {"labels": labels, **arrays})
-    return arrays
+        return {name: value.numpy() for name, value in arrays.items()}
 
 
 @contextlib.contextmanager
@@ -211,7 +237,8 @@ def _shared_out(attack, starts, copies, scenario):
     thread of its own.
     """
 
-    def traced_once(copy):  # and only if there is something to do
+    def traced_once(copy):
+        """Traces no graph if there is nothing to do."""
         return functools.cache(lambda: _compiled(copy, scenario))
 
     idle = queue.SimpleQueue()
@@ -233,11 +260,13 @@ def _shared_out(attack, starts, copies, scenario):
     try:
         futures = {start: pool.submit(work, start) for start in starts}
         yield lambda start: futures[start].result()
-    finally:  # after an interruption, without the batches that are waiting
+    finally:
+        # After an interruption, the batches that are waiting are dropped.
         pool.shutdown(cancel_futures=True)
 
 
-_AXES = {"predictions": 1, "selection": 1}  # of the images; 0 for other arrays
+# The axis of the images in the arrays where it is not the first.
+_AXES = {"predictions": 1, "selection": 1}
 # Attacks may be nearly equal; a choice between them by few draws is mostly noise.
 _SELECTION = 5
 
@@ -248,8 +277,8 @@ def _seeds(settings, start):
     A batch that is computed later, or without the batches and rows before it, so sees
     the same noise.
     """
-    text = json.dumps([settings, start], sort_keys=True).encode()
-    digest = hashlib.sha256(text).digest()
+    text = json.dumps([settings, start], sort_keys=True)
+    digest = bytes.fromhex(files.digest(text))
     return [int.from_bytes(digest[i : i + 4], "big") >> 1 for i in (0, 4, 8, 12)]
 
 
@@ -273,16 +302,16 @@ def _compiled(target, scenario):
     def attack_and_score(images, labels, seed, draws):
         arrays, adversarial = {}, images
         if scenario.attack is not None:
-            aims = _aims(
-                scenario.target_rule, attacked, target.num_classes, images, labels, seed
+            towards = _classes(
+                scenario.towards, attacked, target.num_classes, images, labels, seed
             )
             outcome = scenario.attack.run(
-                attacked, images, labels, towards=aims, seed=seed
+                attacked, images, labels, towards=towards, seed=seed
             )
             adversarial = outcome.images
             arrays = _describe(images, outcome)
-            if aims is not None:
-                arrays["aims"] = aims
+            if towards is not None:
+                arrays["towards"] = towards
 
         def classify(draws):
             return tf.map_fn(
@@ -313,13 +342,13 @@ def _describe(images, outcome: Outcome):
     }
 
 
-def _aims(rule, logits_fn, classes, images, labels, seed):
+def _classes(towards, logits_fn, classes, images, labels, seed):
     """Returns the class that a targeted attack aims at for each image, or None."""
-    if rule is None:
+    if towards is None:
         return None
-    if rule == "next":
+    if towards == "next":
         return (labels + 1) % classes
-    if rule == "random":
+    if towards == "random":
         shift = tf.random.stateless_uniform(
             tf.shape(labels), fold_in(seed, 1), 1, classes, tf.int64
         )
@@ -329,20 +358,20 @@ def _aims(rule, logits_fn, classes, images, labels, seed):
 
 
 def evaluate_columns(
-    targets: dict[str, Target],
+    targets: dict[Column, Target],
     images,
     labels,
     scenarios: list[Scenario],
     *,
     store: Callable[[str], ResultStore],
     **options,
-) -> Columns:
+) -> dict[Column, list[Result]]:
     """Returns the results of the same scenarios on several targets.
 
     Shows a progress bar where the output is a terminal.
 
     Args:
-        targets: The targets, by the name of their column.
+        targets: The targets by their column.
         images: Float32 `[N, H, W, C]` in `[0, 1]`.
         labels: Integers `[N]`.
         scenarios: What to evaluate.
@@ -350,16 +379,16 @@ def evaluate_columns(
         **options: Passed on to `evaluate_robustness`.
     """
     return {
-        name: evaluate_robustness(
+        column: evaluate_robustness(
             target,
             images,
             labels,
             scenarios,
-            store=store(name),
-            progress=progress_bar(name),
+            store=store(column.name),
+            progress=progress_bar(column.name),
             **options,
         )
-        for name, target in targets.items()
+        for column, target in targets.items()
     }
 
 

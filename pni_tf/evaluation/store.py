@@ -1,6 +1,5 @@
 """Finished batches and results in files, so that an evaluation can go on later."""
 
-import hashlib
 import json
 import os
 import shutil
@@ -9,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from pni_tf import files
+from pni_tf.evaluation.record import CLASSES
 from pni_tf.files import slug
 
 
@@ -60,6 +60,7 @@ class ResultStore:
         return self.directory / f"{slug(name)}.batches"
 
     def _write(self, path, settings, arrays):
+        arrays = _renamed(arrays, "towards", CLASSES)
         path.parent.mkdir(parents=True, exist_ok=True)
         with files.replacing(path) as scratch:
             stamp = self._stamp(settings, arrays)
@@ -70,20 +71,25 @@ class ResultStore:
             with np.load(path, allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files}
             stamp = str(arrays.pop("settings"))
-            return arrays if stamp == self._stamp(settings, arrays) else None
+            if stamp != self._stamp(settings, arrays):
+                return None
+            return _renamed(arrays, CLASSES, "towards")
         except Exception:  # NumPy and zipfile raise many kinds for a damaged file
-            return None  # absent, or damaged: it is computed again
+            return None  # Absent or damaged, it is computed again.
 
     def _stamp(self, settings, arrays):
-        digest = hashlib.sha256()
+        parts = []
         for name, value in sorted(arrays.items()):
-            digest.update(f"{name} {value.dtype.str} {value.shape} ".encode())
-            digest.update(value.tobytes())
-        digest = digest.hexdigest()
+            parts += [f"{name} {value.dtype.str} {value.shape} ", value.tobytes()]
+        digest = files.digest(*parts)
         content = {**settings, "identity": self.identity, "digest": digest}
         return json.dumps(content, sort_keys=True)
 
 
+def _renamed(arrays, old, new):
+    return {new if name == old else name: array for name, array in arrays.items()}
+
+
 def examples_digest(images: np.ndarray, labels: np.ndarray) -> str:
     """Returns the SHA-256 that tells examples from others of the same name."""
-    return hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest()
+    return files.digest(images.tobytes(), labels.tobytes())

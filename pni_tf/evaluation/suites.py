@@ -165,16 +165,14 @@ def scenario_of(
     expectation: int = 1,
     *,
     name: str | None = None,
-    target_rule: str | None = None,
+    towards: str | None = None,
 ) -> Scenario:
     """Returns a named scenario; a deterministic target gets no expectation."""
     draws = expectation if target.stochastic else 1
     name = (name or label(attack)) + (f" EOT-{draws}" if draws > 1 else "")
-    if target_rule is not None:
-        name += f" towards {target_rule.replace('_', ' ')}"
-    return Scenario(
-        name=name, attack=attack, expectation=draws, target_rule=target_rule
-    )
+    if towards is not None:
+        name += f" towards {towards.replace('_', ' ')}"
+    return Scenario(name=name, attack=attack, expectation=draws, towards=towards)
 
 
 def label(attack: Attack) -> str:
@@ -217,6 +215,7 @@ def transfer_from(
     draws = 20 if source.stochastic else 1
     return Scenario(
         name=f"transfer from {name}",
+        source=name,
         attack=Transfer(
             attack=attack,
             source=source,

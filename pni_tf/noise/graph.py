@@ -1,7 +1,11 @@
 """Walks and rebuilds the graph of layers of a Keras model."""
 
+import os
+import zipfile
+
 import keras
 
+from pni_tf.files import cannot_load
 from pni_tf.noise.layers import NoiseWrapper
 
 
@@ -118,3 +122,20 @@ def network_of(model):
     A trainer has the attribute `holds_network`, so that nothing here imports it.
     """
     return model.model if getattr(model, "holds_network", False) else model
+
+
+def load_model(path: str | os.PathLike) -> keras.Model:
+    """Loads a `.keras` file, with any noise layers, in Keras' safe mode.
+
+    Raises:
+        ValueError: If it is not a `.keras` file, or a damaged one.
+    """
+    if not zipfile.is_zipfile(path):
+        raise ValueError(
+            f"{str(path)!r} is not a `.keras` file, or it is damaged or incomplete: "
+            "write it again, or use another copy"
+        )
+    try:
+        return keras.saving.load_model(path, compile=False)
+    except Exception as error:  # Keras raises many kinds for a damaged file.
+        raise cannot_load(path, error) from error

@@ -1,6 +1,5 @@
 """Compares the numbers of two cells: is one larger by more than chance?"""
 
-import csv
 import dataclasses
 import functools
 import math
@@ -8,15 +7,15 @@ import statistics
 from pathlib import Path
 
 import numpy as np
-import scipy.stats
 
 from pni_tf import files
+from pni_tf.evaluation import significance
+from pni_tf.evaluation.record import read_shares
 from pni_tf.reproduce.builder import STRONG
 from pni_tf.reproduce.cells import (
     Claim,
     Source,
     Table,
-    Value,
     entry_of,
     paper_text,
     read,
@@ -80,16 +79,16 @@ def compare(root: Path, folder: Path, claim: Claim) -> Comparison | None:
     ours, other = (_of_seeds(value, seeds) for value in values)
     pairs = _differences(root, folder, claim, seeds)
     if pairs is None:
-        images = [_variance_of_share(value) for value in (ours, other)]
+        images = [significance.of_share(v.mean, v.images) for v in (ours, other)]
     else:
-        images = [_variance_of_pairs(pairs)]
-    parts = [*images, *_variance_of_trainings(claim, ours, other)]
-    total = sum(variance for variance, _ in parts)
-    freedom = total**2 / sum(variance**2 / df for variance, df in parts)
+        images = [significance.of_pairs(pairs)]
+    error, limit = significance.error_and_limit(
+        [*images, *_parts_of_trainings(claim, ours, other)]
+    )
     return Comparison(
         difference=100 * (ours.mean - other.mean),
-        error=100 * math.sqrt(total),
-        limit=float(scipy.stats.t.ppf(0.975, freedom)),
+        error=100 * error,
+        limit=limit,
         paired=pairs is not None,
         seeds=tuple(sorted(seeds)),
     )
@@ -106,40 +105,17 @@ def _of_seeds(value, seeds):
     return dataclasses.replace(value, seeds=kept)
 
 
-def _variance_of_share(value: Value) -> tuple[float, int]:
-    """Returns variance and degrees of freedom of a share of images.
-
-    The seeds have the images in common, so more of them do not make it smaller. As if
-    one more image were right and one wrong (Agresti and Caffo, 2000).
-    """
-    count = value.images + 2
-    share = (value.images * value.mean + 1) / count
-    return share * (1 - share) / count, count - 1
-
-
-def _variance_of_pairs(differences: np.ndarray) -> tuple[float, int]:
-    """Returns variance and degrees of freedom of the mean of differences by image.
-
-    As if one more image had gone either way: where few images differ, their own spread
-    says too little of how many might have (Agresti and Min, 2005, add a half to each
-    cell of the table of pairs).
-    """
-    count = differences.size
-    squares = np.sum((differences - differences.mean()) ** 2) + 1
-    return float(squares) / count**2, count - 1
-
-
-def _variance_of_trainings(claim, ours, other) -> list[tuple[float, int]]:
-    """Returns the same of the training seeds; of a single one, of the draws."""
+def _parts_of_trainings(claim, ours, other) -> list[significance.Part]:
+    """Returns the parts of the training seeds; of a single one, of the draws."""
     count = len(ours.seeds)
     if count == 1:
         drawn = [seed for value in (ours, other) for seed in value.seeds if seed.std]
-        return [(seed.std**2 / seed.draws, seed.draws - 1) for seed in drawn]
+        return [significance.of_values(seed.std**2, seed.draws) for seed in drawn]
     if _trainings(claim.ours) == _trainings(claim.other):  # one network, twice
         means = [{seed.seed: seed.mean for seed in v.seeds} for v in (ours, other)]
         differences = [means[0][seed] - means[1][seed] for seed in means[0]]
-        return [(statistics.variance(differences) / count, count - 1)]
-    return [(value.std_of_seeds**2 / count, count - 1) for value in (ours, other)]
+        return [significance.of_values(statistics.variance(differences), count)]
+    return [significance.of_values(v.std_of_seeds**2, count) for v in (ours, other)]
 
 
 def _trainings(cell):
@@ -181,13 +157,7 @@ def _shares(root, folder, source: Source) -> np.ndarray | None:
 
 @functools.lru_cache(maxsize=64)  # a table compares one network with many others
 def _read(path: Path, changed: int) -> dict[tuple[str, str], np.ndarray]:
-    """Returns the share of right draws on each image by network and scenario."""
-    shares = {}
-    with path.open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            share = int(row["correct_draws"]) / int(row["draws"])
-            shares.setdefault((row["network"], row["scenario"]), []).append(share)
-    return {key: np.asarray(found) for key, found in shares.items()}
+    return read_shares(path)
 
 
 def about(root: Path, folder: Path, table: Table) -> tuple[list[str], list[dict]]:

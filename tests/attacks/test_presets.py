@@ -18,7 +18,7 @@ from pni_tf import (
     Square,
     make_attack,
 )
-from pni_tf.attacks import ATTACKS, PRESETS, gradient_warnings
+from pni_tf.attacks import ATTACKS, PRESETS, probe_gradient
 
 SEED = tf.constant([3, 4], "int64")
 COUNT = 20
@@ -289,8 +289,8 @@ SAVED = tf.reshape(tf.cast(tf.range(COUNT) >= 5, tf.float32), (-1, 1, 1, 1))
         (lambda x: 1e6 * linear(x), ["the gradient vanishes on 20 of 20"]),  # saturated
     ],
 )
-def test_gradient_warnings(network, expected):
-    found = gradient_warnings(network, IMAGES)
+def test_gradient_probe(network, expected):
+    found = probe_gradient(network, IMAGES).warnings
     assert len(found) == len(expected)
     for sentence, part in zip(found, expected, strict=True):
         assert part in sentence
@@ -299,8 +299,8 @@ def test_gradient_warnings(network, expected):
 def test_warnings_of_given_labels():
     """The slope of a wrong label's loss survives saturated logits."""
     sharp, labels = (lambda x: 1e4 * linear(x)), np.argmax(linear(IMAGES), -1)
-    assert len(gradient_warnings(sharp, IMAGES, labels)) == 1
-    assert gradient_warnings(sharp, IMAGES, (labels + 1) % 3) == []
+    assert probe_gradient(sharp, IMAGES, labels).vanishing > COUNT / 2
+    assert probe_gradient(sharp, IMAGES, (labels + 1) % 3).warnings == ()
 
 
 def test_no_warning_where_the_scale_of_the_attacks_saves_float16():
@@ -308,7 +308,7 @@ def test_no_warning_where_the_scale_of_the_attacks_saves_float16():
         score = tf.cast(tf.reduce_sum(images, (1, 2, 3)), "float16") * 0.01
         return tf.stack([tf.ones_like(score) * 14, score], 1)
 
-    assert gradient_warnings(half, IMAGES) == []
+    assert probe_gradient(half, IMAGES).warnings == ()
 
 
 @pytest.mark.parametrize(

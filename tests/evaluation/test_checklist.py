@@ -9,8 +9,7 @@ import tensorflow as tf
 
 from pni_tf import load_dataset, load_target, run_checklist
 from pni_tf.evaluation import Result, Scenario, union
-from pni_tf.evaluation.checklist_items import judge
-from pni_tf.evaluation.significance import lower
+from pni_tf.evaluation.checklist_items import Evidence, judge
 
 
 def at(accuracy, *, images=100, draws=1):
@@ -72,11 +71,18 @@ EOT, LONG, RESTARTS, APGD, SQUARE, FROZEN, QUIET, DRAWS, OFF, TWIN = LATER
 
 
 def judged(changes=None, *, missing=(), headline=0.4, stochastic=True, draws=10):
-    accuracies = {**SOUND, **(changes or {})}
-    results = {k: at(v) for k, v in accuracies.items() if k not in missing}
+    results, curves = {}, {"epsilon": {}, "draws": {}}
+    for key, accuracy in {**SOUND, **(changes or {})}.items():
+        kind, _, value = key.partition(" ")
+        if key in missing:
+            continue
+        if kind in curves:
+            curves[kind][float(value)] = at(accuracy)
+        else:
+            results[key] = at(accuracy)
     headline = dataclasses.replace(at(headline), stochastic=stochastic)
-    items = judge(results, headline, draws)
-    return {item.name: item for item in items}
+    evidence = Evidence(results=results, curves=curves, headline=headline, draws=draws)
+    return {item.name: item for item in judge(evidence)}
 
 
 def named(items, status):
@@ -212,53 +218,6 @@ class TestJudge:
         changes = {"draws 1": 0.6, "draws 5": 0.5, "draws 100": 0.39}
         numbers = judged(changes)[EOT].numbers
         assert list(numbers) == [f"{k} draws" for k in (1, 5, 20, 50, 100)]
-
-
-class TestLower:
-    def test_against_the_formula(self):
-        generator = np.random.default_rng(0)
-        found, expected = [], []
-        for shift in np.linspace(-0.1, 0.3, 200):
-            chances = (generator.random(60), generator.random(60) + shift)
-            a, b = (
-                dataclasses.replace(
-                    at(0, images=60), predictions=generator.random((4, 60)) > chance
-                )
-                for chance in chances
-            )
-            differences = [
-                sum(a.predictions[:, i] == 0) / 4 - sum(b.predictions[:, i] == 0) / 4
-                for i in range(60)
-            ]
-            mean = sum(differences) / 60
-            variance = sum((d - mean) ** 2 for d in differences) / 59
-            expected.append(mean + 2 * (variance / 60) ** 0.5 < 0)
-            found.append(lower(a, b))
-        assert found == expected
-        assert 20 < sum(found) < 180
-
-    def test_pairs_are_compared(self):
-        """The same few images decide, however much the others differ."""
-        a, b = at(0.50), at(0.56)
-        assert lower(a, b) and not lower(b, a)
-        shuffled = dataclasses.replace(b, predictions=b.predictions[:, ::-1])
-        assert not lower(a, shuffled)
-
-    def test_equal_ones(self):
-        assert not lower(at(0.5), at(0.5))
-        assert lower(at(0.0), at(1.0))
-
-    def test_equal_attacks_seldom_differ_by_chance(self):
-        """One time in 44. Of 2,000, 45 are expected, with a deviation of 6.7."""
-        generator = np.random.default_rng(1)
-
-        def random():
-            return dataclasses.replace(
-                at(0), predictions=generator.random((3, 100)) > 0.5
-            )
-
-        count = sum(lower(random(), random()) for _ in range(2000))
-        assert 15 < count < 80
 
 
 def digits(count):

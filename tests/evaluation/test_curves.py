@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from pni_tf import PGD, load_target
-from pni_tf.evaluation import CURVES, evaluate_curve
+from pni_tf.evaluation.curves import CURVES, evaluate_curve
 
 SHAPE = (2, 3, 1)
 IMAGES = np.random.default_rng(0).uniform(0.3, 0.7, (50, *SHAPE)).astype("float32")

@@ -1,15 +1,14 @@
 """Tables, files and sentences of an evaluation."""
 
-import csv
 import dataclasses
-import json
 import re
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from pni_tf import FGSM, PGD, files
-from pni_tf.evaluation import Result, Scenario, report, union
+from pni_tf.evaluation import Column, Result, Scenario, report, union
 
 ATTACK = PGD(epsilon=8 / 255, steps=7)
 
@@ -18,7 +17,7 @@ def result(labels, predictions, *, name="clean", **fields):
     """A result, of which the scenario's fields may be given too."""
     scenario = {
         key: fields.pop(key)
-        for key in ("attack", "expectation", "target_rule")
+        for key in ("attack", "expectation", "towards")
         if key in fields
     }
     return Result(
@@ -105,69 +104,40 @@ class TestReport:
 
     def test_description_of_averages_and_worst_cases(self, columns):
         noisy = columns["with PNI"]
-        noisy.append(attacked([[0, 1, 2]] * 3, name="PGD-7 EOT-20"))
+        noisy.append(attacked([[0, 1, 2]] * 3, name="longer", expectation=20))
         assert "EOT-k: the attack averages over k draws" in report.describe(columns)
         noisy.append(union(noisy))
         assert "Worst case: for each image" in report.describe(columns)
+        assert "Mean of n" not in report.describe(columns)
+        noisy.append(attacked([[0, 1, 2]] * 3, ensemble=5))
+        assert "Mean of n: each prediction is" in report.describe(columns)
 
-    def test_json_round_trip(self, columns, tmp_path):
-        report.write_json(tmp_path / "a.json", columns, dataset="digits", epsilon=0.1)
-        content = json.loads((tmp_path / "a.json").read_text())
-        assert (content["dataset"], content["epsilon"]) == ("digits", 0.1)
-        assert content["columns"] == {
-            name: [r.summary() for r in results] for name, results in columns.items()
-        }
-        for name, results in columns.items():
-            for found, expected in zip(content["columns"][name], results, strict=True):
-                for key in ("mean", "std", "vote", "worst"):
-                    assert found[f"accuracy_{key}"] == getattr(expected, key)
-                assert found["scenario"] == expected.scenario.name
-                assert found["attack"] == repr(expected.scenario.attack)
-                assert (found["images"], found["draws"]) == (3, expected.draws)
-                assert (found["seed"], found["target"]) == (3, "network")
-                assert ("claimed_accuracy" in found) is (expected.claimed is not None)
-        assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
-
-    def test_csv_gives_the_results_back(self, columns, tmp_path):
-        report.write_csv(tmp_path / "a.csv", columns)
-        with (tmp_path / "a.csv").open(newline="") as file:
-            rows = list(csv.DictReader(file))
-        assert len(rows) == 3 * 5
-        for network, results in columns.items():
-            for each in results:
-                own = [
-                    row
-                    for row in rows
-                    if (row["network"], row["scenario"])
-                    == (network, each.scenario.name)
-                ]
-                assert [int(row["image"]) for row in own] == [0, 1, 2]
-                labels = [int(row["label"]) for row in own]
-                predictions = [list(map(int, r["predictions"].split())) for r in own]
-                read = result(labels, np.transpose(predictions))
-                for key in ("draws", "mean", "std", "vote", "worst"):
-                    assert getattr(read, key) == getattr(each, key)
-                assert [int(row["correct_draws"]) for row in own] == [
-                    sum(p == label for p in row)
-                    for row, label in zip(predictions, labels, strict=True)
-                ]
-                assert {int(row["draws"]) for row in own} == {each.draws}
-                for key in ("claimed", "queries", "gradients", "l2", "linf"):
-                    cells, values = [row[key] for row in own], getattr(each, key)
-                    if values is None:
-                        assert cells == [""] * 3
-                    else:
-                        found = list(map(float, cells))
-                        np.testing.assert_allclose(found, values, rtol=1e-5)
-                        whole = key in ("claimed", "queries", "gradients")
-                        assert all(cell.isdigit() for cell in cells) is whole
-        assert [path.name for path in tmp_path.iterdir()] == ["a.csv"]
-
-    def test_accuracies_for_the_figure(self, columns):
-        found = report.accuracies(columns)
-        assert list(found) == list(columns)
-        for network, results in columns.items():
-            assert found[network] == {r.scenario.name: (r.mean, r.std) for r in results}
+    def test_files(self, columns, tmp_path):
+        """One report for both commands: what is shown is what is in the files."""
+        noisy, plain = columns.values()
+        evaluation = report.Evaluation(
+            model="network",
+            dataset="digits",
+            columns={Column(kind="noise_on"): noisy, Column(kind="twin"): plain},
+            curves={"steps": {Column(kind="twin"): {1: plain[1]}}},
+        )
+        figure = Figure()
+        text = report.write(
+            tmp_path,
+            evaluation,
+            title="network, digits",
+            intro="As asked.",
+            figures={"more": figure},
+        )
+        whole = (tmp_path / "report.md").read_text()
+        assert whole.startswith(f"# network, digits\n\nAs asked.\n\n{text}\n\n")
+        for table in (report.format_table, report.format_costs, report.describe):
+            assert table(evaluation.table) in text
+        assert report.format_settings(evaluation.table) in whole
+        linked = re.findall(r"\]\((.+?)\)", whole)
+        assert linked == ["accuracies.png", "curve_steps.png", "more.png"]
+        names = [*linked, "evaluation.json", "per_example.csv", "report.md"]
+        assert os_names(tmp_path) == sorted(names)
 
     @pytest.mark.parametrize("name", ["report.md", "no_extension"])
     def test_text_is_replaced_in_one_step(self, name, tmp_path):

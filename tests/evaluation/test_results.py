@@ -68,7 +68,7 @@ class TestResult:
         np.testing.assert_allclose(found.accuracies, correct.mean(1))
         np.testing.assert_allclose(found.correct_share, correct.mean(0))
 
-    # Claims, aims, then the accuracy by the attack's own verdict and the share upheld.
+    # Claims, classes aimed at, accuracy by the attack's own verdict, share upheld.
     # The labels are 0, 1, 2; two draws predict 1, 1, 0 and 0, 2, 0.
     CLAIMS = (
         ([True, True, True], None, 0, 4 / 6),
@@ -78,14 +78,14 @@ class TestResult:
         ([False, False, False], None, 1, None),
     )
 
-    @pytest.mark.parametrize(("claimed", "aims", "accuracy", "upheld"), CLAIMS)
-    def test_claims(self, claimed, aims, accuracy, upheld):
+    @pytest.mark.parametrize(("claimed", "towards", "accuracy", "upheld"), CLAIMS)
+    def test_claims(self, claimed, towards, accuracy, upheld):
         norms = np.array([1.0, 2.0, 4.0])
         found = result(
             [0, 1, 2],
             [[1, 1, 0], [0, 2, 0]],
             claimed=np.array(claimed),
-            aims=None if aims is None else np.array(aims),
+            towards=None if towards is None else np.array(towards),
             l2=norms,
             linf=norms / 10,
             queries=np.array([10, 20, 60]),

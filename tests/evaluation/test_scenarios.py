@@ -21,6 +21,7 @@ from pni_tf import (
     make_attack,
     strong_suite,
 )
+from pni_tf.attacks import GradientProbe
 from pni_tf.evaluation import (
     Scenario,
     paper_suite,
@@ -118,7 +119,7 @@ class TestBadInput:
             ("expectation", 0),
             ("expectation", -1),
             ("expectation", 2.0),
-            ("target_rule", "least likely"),
+            ("towards", "least likely"),
         ],
     )
     def test_scenario(self, name, value):
@@ -267,7 +268,9 @@ def target_of(kind, classes=10):
     return Target(
         name=kind,
         labels_only=kind == "labels only",
-        has_gradient=kind not in ("labels only", "no gradient"),
+        gradient=GradientProbe(
+            images=1, missing=kind in ("labels only", "no gradient")
+        ),
         **fields,
     )
 
@@ -398,7 +401,7 @@ class TestNames:
             target_of("stochastic"),
             5,
             name="mine",
-            target_rule="least_likely",
+            towards="least_likely",
         )
         assert row.name == "mine EOT-5 towards least likely"
-        assert row.target_rule == "least_likely"
+        assert row.towards == "least_likely"

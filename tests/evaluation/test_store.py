@@ -225,7 +225,7 @@ def finished(target, tmp_path_factory):
 
 
 class TestChanged:
-    ROW = Scenario(name="row", attack=FGSM(epsilon=0.1), target_rule="next")
+    ROW = Scenario(name="row", attack=FGSM(epsilon=0.1), towards="next")
     # What differs from the first evaluation.
     CHANGES = (
         {"seed": 2},
@@ -236,8 +236,8 @@ class TestChanged:
         {"images": IMAGES[::-1]},
         {"row": dataclasses.replace(ROW, attack=FGSM(epsilon=0.2))},
         {"row": dataclasses.replace(ROW, expectation=2)},
-        {"row": dataclasses.replace(ROW, target_rule="random")},
-        {"row": dataclasses.replace(ROW, target_rule=None)},
+        {"row": dataclasses.replace(ROW, towards="random")},
+        {"row": dataclasses.replace(ROW, towards=None)},
     )
 
     @staticmethod
@@ -406,7 +406,7 @@ class TestFile:
         }
         rows = [Scenario(name="clean")]
         rows += [
-            Scenario(name=name, attack=attack, expectation=2, target_rule="next")
+            Scenario(name=name, attack=attack, expectation=2, towards="next")
             for name, attack in attacks.items()
         ]
         store = ResultStore(tmp_path, identity="model")
@@ -426,6 +426,8 @@ class TestFile:
             assert (settings["expectation"], settings["draws"]) == (2, 2)
             images = content.pop("images")
             assert set(content) == {*ARRAYS, "aims", "labels"}
+            # The name that version 0.1 gave it.
+            content["towards"] = content.pop("aims")
             for name, array in content.items():
                 np.testing.assert_array_equal(array, getattr(found, name))
             assert images.dtype == np.float32

@@ -237,14 +237,14 @@ class TestTargeted:
     def evaluate(self, rule, images=IMAGES, labels=LABELS, **options):
         target = load_target(self.logits, image_shape=SHAPE)
         attack = PGD(epsilon=0.4, step_size=0.1, steps=12)
-        row = Scenario(name="row", attack=attack, target_rule=rule)
+        row = Scenario(name="row", attack=attack, towards=rule)
         (found,) = evaluate_robustness(target, images, labels, [row], **options)
-        assert (found.aims != labels).all()
+        assert (found.towards != labels).all()
         assert found.summary()["target_rule"] == rule
         return found
 
     @pytest.mark.parametrize("rule", ["next", "least_likely"])
-    def test_aims(self, rule):
+    def test_classes_aimed_at(self, rule):
         found = self.evaluate(rule)
         expected = (self.LABELS + 1) % 4
         if rule == "least_likely":
@@ -253,15 +253,15 @@ class TestTargeted:
             assert (logits.argmin(-1) == self.LABELS).sum() > 5
             logits[np.arange(60), self.LABELS] = np.inf
             expected = logits.argmin(-1)
-        np.testing.assert_array_equal(found.aims, expected)
+        np.testing.assert_array_equal(found.towards, expected)
         # Claimed is what reaches its aim; any wrong label counts as not accurate.
-        reached = found.predictions[0] == found.aims
+        reached = found.predictions[0] == found.towards
         np.testing.assert_array_equal(found.claimed, reached)
         assert 0.2 < reached.mean() < 1
         assert found.upheld == 1
         assert found.mean <= 1 - reached.mean()
 
-    def test_random_aims(self):
+    def test_random_classes(self):
         """Each other class is as likely.
 
         Of 600 images 200 are expected for each shift, with a standard deviation of
@@ -269,26 +269,26 @@ class TestTargeted:
         """
         images, labels = np.repeat(IMAGES, 10, axis=0), np.repeat(self.LABELS, 10)
         found = self.evaluate("random", images, labels, batch_size=200)
-        shifts = (found.aims - labels) % 4
+        shifts = (found.towards - labels) % 4
         np.testing.assert_allclose(np.bincount(shifts, minlength=4)[1:], 200, atol=60)
         first, second, _ = np.split(shifts, 3)
         assert (first != second).any()  # each batch has numbers of its own
         again = self.evaluate("random", images, labels, batch_size=200)
-        np.testing.assert_array_equal(again.aims, found.aims)
+        np.testing.assert_array_equal(again.towards, found.towards)
         other = self.evaluate("random", images, labels, batch_size=200, seed=1)
-        assert (other.aims != found.aims).any()
+        assert (other.towards != found.towards).any()
 
     @pytest.mark.parametrize("rule", ["next", "random", "least_likely"])
-    def test_two_classes_leave_one_aim(self, rule):
+    def test_two_classes_leave_one_to_aim_at(self, rule):
         labels = np.arange(60) % 2
-        row = Scenario(name="row", attack=FGSM(epsilon=0.1), target_rule=rule)
+        row = Scenario(name="row", attack=FGSM(epsilon=0.1), towards=rule)
         (found,) = evaluate_robustness(linear("A"), IMAGES, labels, [row])
-        np.testing.assert_array_equal(found.aims, 1 - labels)
+        np.testing.assert_array_equal(found.towards, 1 - labels)
 
-    def test_untargeted_attacks_have_no_aims(self):
+    def test_untargeted_attacks_aim_at_none(self):
         row = Scenario(name="row", attack=FGSM(epsilon=0.1))
         (found,) = evaluate_robustness(linear("A"), IMAGES, np.zeros(60, int), [row])
-        assert found.aims is None
+        assert found.towards is None
 
     def test_rules_that_need_no_logits_ask_for_none(self):
         asked = []
@@ -300,6 +300,6 @@ class TestTargeted:
         target = load_target(oracle, image_shape=SHAPE, num_classes=3, labels_only=True)
         asked.clear()
         attack = RandomSearch(epsilon=0.1, samples=4)
-        row = Scenario(name="row", attack=attack, target_rule="next")
+        row = Scenario(name="row", attack=attack, towards="next")
         evaluate_robustness(target, IMAGES, self.LABELS % 3, [row])
         assert asked == [60] * (4 + 1)
