@@ -76,9 +76,10 @@ def test_a_damaged_flags_cfg(flags, data):
             assert path.read_bytes() == content
             return
         assert answer.values == before
-        for line in set(content.splitlines()) - set(whole.splitlines()):
-            name = line.decode().removeprefix("--").partition("=")[0]
-            assert not line.startswith(b"--") or name.removeprefix("no") in FREE
+        lines, known = (set(text.decode().splitlines()) for text in (content, whole))
+        for line in lines - known:
+            name = line.removeprefix("--").partition("=")[0]
+            assert not line.startswith("--") or name.removeprefix("no") in FREE
 
 
 @cases(20, 60)

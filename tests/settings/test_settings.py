@@ -7,8 +7,8 @@ import pytest
 from pni_tf import Adversarial, Computation, Network, Optimisation, Recipe
 from pni_tf.attacks import ATTACKS, PRESETS
 from pni_tf.distribution.workers import STRATEGIES
-from pni_tf.evaluation import CURVES
-from pni_tf.evaluation.results import TARGET_RULES
+from pni_tf.evaluation.curves import CURVES
+from pni_tf.evaluation.results import TOWARDS
 from pni_tf.noise.formula import GRANULARITIES, SIGMA_SCOPES
 from pni_tf.noise.injection import LOCATIONS
 from pni_tf.noise.layers import DISTRIBUTIONS
@@ -31,7 +31,7 @@ def choices(group, name):
         (training.Adversarial, "attack_labels", ATTACK_LABELS),
         (training.TrainingDevices, "strategy", STRATEGIES),
         (evaluation.Attacks, "preset", tuple(PRESETS)),
-        (evaluation.Attacks, "towards", TARGET_RULES),
+        (evaluation.Attacks, "towards", TOWARDS),
         (evaluation.Analyses, "curves", CURVES),
     ],
 )
