@@ -8,6 +8,17 @@ from absl import flags
 
 from pni_tf import files
 from pni_tf.cli import app
+from pni_tf.reproduce import runner
+from pni_tf.reproduce.jobs import (
+    Costs,
+    Job,
+    Stamps,
+    Training,
+    in_order,
+    reference_costs,
+)
+from pni_tf.reproduce.scales import SCALES, Scale
+from pni_tf.reproduce.studies import STUDIES, parts_of
 
 USAGE = """\
 Trains and evaluates what tables and figures of the paper need, and writes one report:
@@ -21,32 +32,33 @@ GROUPS = (WORK, MACHINE)
 
 def run() -> None:
     """Entry point of `pni-reproduce`."""
-    _define()
+    _define(module_name=WORK)
+    _define_for_machine(module_name=MACHINE)
     app.run(main, usage=USAGE, groups=GROUPS, names=0)
 
 
-def _define():
+def _define(**group):
     flags.DEFINE_list(
         "study",
         ["all"],
         "Studies: table1 to table7, figure1 to figure3, mnist (CPU scale), or all.",
-        module_name=WORK,
+        **group,
     )
     flags.DEFINE_enum(
         "scale",
         "digits",
-        ["digits", "cpu", "paper"],
+        list(SCALES),
         "digits: everything on small images, within an hour on 2 CPU cores. cpu: "
         "CIFAR-10 with a short recipe, an hour for a training. paper: the paper's "
         "networks and recipe, for GPUs.",
-        module_name=WORK,
+        **group,
     )
     flags.DEFINE_list(
         "networks",
         None,
         "Only what needs no others than these, by the names in the folder trainings/ "
         "without the seed, such as vanilla,adversarial,pni_w; all by default.",
-        module_name=WORK,
+        **group,
     )
     flags.DEFINE_integer(
         "seeds",
@@ -54,97 +66,97 @@ def _define():
         "Number of training seeds; by default 2 on digits (1 of the deeper and wider "
         "networks), 1 on the CPU scale and 5 of the paper's.",
         lower_bound=1,
-        module_name=WORK,
+        **group,
     )
     flags.DEFINE_string(
         "output_dir",
         None,
         "Folder of all runs and of the report; by default reproduction/SCALE.",
-        module_name=WORK,
+        **group,
     )
     flags.DEFINE_string(
         "note",
         None,
         "What readers of the report must know, such as of the data or the machine.",
-        module_name=WORK,
-    )
-    flags.DEFINE_integer(
-        "jobs",
-        None,
-        "Number of jobs to run at once, which share the CPU cores; by default one for "
-        "each core (8 at most) on digits, where jobs are small, and one otherwise.",
-        lower_bound=1,
-        module_name=MACHINE,
+        **group,
     )
     flags.DEFINE_bool(
         "dry_run",
         False,
         "Only show what is left to do, with an estimate, and write the report from "
         "what is there.",
-        module_name=WORK,
+        **group,
     )
-    flags.DEFINE_string(
-        "data_dir", None, "Folder of the TFDS datasets.", module_name=MACHINE
+
+
+def _define_for_machine(**group):
+    flags.DEFINE_integer(
+        "jobs",
+        None,
+        "Number of jobs to run at once, which share the CPU cores; by default one for "
+        "each core (8 at most) on digits, where jobs are small, and one otherwise.",
+        lower_bound=1,
+        **group,
     )
-    flags.DEFINE_bool(
-        "download", False, "Download datasets that are missing.", module_name=MACHINE
-    )
+    flags.DEFINE_string("data_dir", None, "Folder of the TFDS datasets.", **group)
+    flags.DEFINE_bool("download", False, "Download datasets that are missing.", **group)
 
 
 def main() -> int:
-    from pni_tf.reproduce import report, runner
-    from pni_tf.reproduce.jobs import Costs, Stamp, in_order, reference_costs
-    from pni_tf.reproduce.scales import SCALES
-    from pni_tf.reproduce.studies import parts_of
-
     given = flags.FLAGS
     scale = SCALES[given.scale]
     studies = _studies(given.study, scale)
-    root = Path(given.output_dir or f"reproduction/{scale.name}")
     parts = {study: parts_of(study, scale, given.seeds) for study in scale.studies}
-    asked = in_order([job for s in studies for part in parts[s] for job in part.jobs])
+    asked = in_order(job for s in studies for part in parts[s] for job in part.jobs)
     jobs = _chosen(asked, given.networks)
+    root = Path(given.output_dir or f"reproduction/{scale.name}")
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OSError(f"cannot write to --output_dir={root}: {error}") from error
+    workers = min(runner.cpu_cores(), 8) if scale.small else 1
+    workers = given.jobs or workers
+    extra = [f"--data_dir={given.data_dir}"] if given.data_dir else []
+    extra += ["--download"] if given.download else []
+    outcome = runner.Outcome()
     with files.lock(root, f"--output_dir={root}") as lock:
-        workers = given.jobs or _workers(scale)
-        costs = Costs(root, jobs, reference_costs(scale.name), workers)
-        left = [job for job in jobs if not Stamp(root, job).is_done]
-        print(
-            f"{len(jobs)} jobs, {len(jobs) - len(left)} of them done. Left: "
-            f"{costs.left(left)}"
-        )
-        outcome = runner.Outcome()
+        stamps = Stamps(root)
+        costs = Costs(stamps, jobs, reference_costs(scale.name), workers)
+        left = [job for job in jobs if not stamps.of(job).is_done]
+        done = len(jobs) - len(left)
+        print(f"{len(jobs)} jobs, {done} of them done. Left: {costs.left(left)}")
         try:
             if given.dry_run:
                 for job in left:
                     print(runner.shell(job, root))
             else:
                 outcome = runner.run(
-                    jobs,
-                    root,
-                    costs,
-                    workers=workers,
-                    extra=_extra(given),
-                    lock=lock,
+                    jobs, stamps, costs, workers=workers, extra=extra, lock=lock
                 )
         finally:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it takes a second
             for study in set(parts) - set(studies):
                 own = {job for part in parts[study] for job in part.jobs} - {*asked}
-                if not any(Stamp(root, job).is_done for job in own):
+                if not any(stamps.of(job).is_done for job in own):
                     del parts[study]  # what is there is by the studies asked for
-            note = _note(root, given.note)
-            folder = report.write(root, scale, parts, given.seeds, note=note)
-            print(f"The report is in {folder}", flush=True)
+            _report(scale, parts, given.seeds, stamps, given.note)
     return 1 if outcome.failed else 0
 
 
-def _studies(names: list[str], scale) -> list[str]:
-    from pni_tf.reproduce.studies import STUDIES
+def _report(scale, parts, seeds, stamps, note):
+    """Writes the report with a note, by default that of an earlier call."""
+    from pni_tf.reproduce import report
 
+    path = stamps.root / "note.txt"
+    if note:
+        files.write_text(path, note)
+    elif path.exists():
+        note = path.read_text(encoding="utf-8")
+    folder = report.write(scale, parts, seeds, stamps, note=note or "")
+    print(f"The report is in {folder}", flush=True)
+
+
+def _studies(names: list[str], scale: Scale) -> list[str]:
     if names == ["all"]:
         return list(scale.studies)
     for name in names or [""]:
@@ -160,10 +172,8 @@ def _studies(names: list[str], scale) -> list[str]:
     return [study for study in scale.studies if study in names]
 
 
-def _chosen(jobs, networks):
+def _chosen(jobs: list[Job], networks: list[str] | None) -> list[Job]:
     """Returns the jobs that need only these networks."""
-    from pni_tf.reproduce.jobs import Training
-
     if networks is None:
         return jobs
     known = dict.fromkeys(job.name for job in jobs if isinstance(job, Training))
@@ -173,27 +183,6 @@ def _chosen(jobs, networks):
             f"Received: --networks={','.join(networks)}"
         )
     return [job for job in jobs if {t.name for t in job.needs or (job,)} <= {*networks}]
-
-
-def _note(root, note):
-    """Returns the note, or that of an earlier call."""
-    path = root / "note.txt"
-    if note:
-        files.write_text(path, note)
-    return note or (path.read_text(encoding="utf-8") if path.exists() else "")
-
-
-def _workers(scale):
-    """Returns how many jobs of a scale to run at once."""
-    from pni_tf.reproduce import runner
-
-    return min(runner.cpu_cores(), 8) if scale.small else 1
-
-
-def _extra(given):
-    found = [f"--data_dir={given.data_dir}"] if given.data_dir else []
-    found += ["--download"] if given.download else []
-    return {"train": found, "evaluate": found}
 
 
 if __name__ == "__main__":
