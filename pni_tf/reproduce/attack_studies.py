@@ -3,38 +3,32 @@
 from pni_tf.reproduce.builder import (
     LOCATIONS,
     NOISE_OFF,
-    PAPER_COLUMNS,
     STRONG,
     Builder,
     compare,
-    paper_results,
-    row,
 )
 from pni_tf.reproduce.cells import Cell, Claim, Listing, Part, Table
 
 
 def table4(build: Builder) -> list[Part]:
-    paper = paper_results()["table4_cw_l2_norm"]
-    papers = {name: paper[name] for name in ("resnet20_width4", "resnet18")}
-    labels = dict.fromkeys(papers, "")
+    paper = build.paper["table4_cw_l2_norm"]
+    papers = {name: (name, paper[name]) for name in ("resnet20_width4", "resnet18")}
     if build.scale.name != "paper":  # another network stands for the paper's
-        names = list(build.scale.networks)
-        papers = {names[0]: {}, names[-1]: papers["resnet20_width4"]}
-        labels = {names[0]: "", names[-1]: " (paper: ResNet-20 4×)"}
+        first, *_, last = build.scale.networks
+        name = f"{last} (paper: ResNet-20 4×)"
+        papers = {first: (first, {}), last: (name, paper["resnet20_width4"])}
     rows, claims = [], []
-    for network, numbers in papers.items():
-        cells = {
-            "no defence": _cw(build, "vanilla", network, numbers.get("no_defense")),
-            "fair twin": _cw(
-                build,
-                "adversarial",
-                network,
-                numbers.get("vanilla_adversarial_training"),
-            ),
-            "PNI-W": _cw(build, "pni_w", network, numbers.get("pni_w")),
-            "PNI-W, without PNI": _cw(build, "pni_w", network, column="noise off"),
+    for network, (name, numbers) in papers.items():
+        of = {
+            "no defence": ("vanilla", "no_defense", None),
+            "fair twin": ("adversarial", "vanilla_adversarial_training", None),
+            "PNI-W": ("pni_w", "pni_w", None),
+            "PNI-W, without PNI": ("pni_w", None, "noise off"),
         }
-        name = network + labels[network]
+        cells = {
+            label: _cw(build, defence, network, numbers.get(key), column)
+            for label, (defence, key, column) in of.items()
+        }
         rows += [(f"{name}, {label}", found) for label, found in cells.items()]
         claims += [
             Claim(
@@ -71,7 +65,7 @@ def table4(build: Builder) -> list[Part]:
     ]
 
 
-def _cw(build, defence, network, paper=None, column=None):
+def _cw(build, defence, network, paper, column):
     trainings = build.training(defence, network)
     short = "C&W L2 9×10"
     long = f"C&W L2 9×{build.scale.cw_steps} EOT-{build.scale.expectation}"
@@ -87,36 +81,29 @@ def _cw(build, defence, network, paper=None, column=None):
 
 
 def table5(build: Builder) -> list[Part]:
-    results = paper_results()["table5_black_box"]["rows"]
+    results = build.paper["table5_black_box"]["rows"]
     network = "resnet18" if "resnet18" in build.scale.networks else None
     a = build.training("adversarial", network)
     rows = {}
     for label in ("PNI-W", "PNI-A-a", "PNI-W+A-a"):
         defence = LOCATIONS[label]
         b, paper = build.training(defence, network), results[defence]
-        names = [training.path.name for training in a]
-        transfer = {"kind": "transfer", "transfer_from": a}
+        from_a = {"kind": "transfer", "transfer_from": a}
+        from_b = {"kind": "transfer", "transfer_from": b}
         rows[label] = (
-            build.cell(b, names, paper=paper["transfer_a_to_b"], **transfer),
-            build.cell(
-                a,
-                [training.path.name for training in b],
-                kind="transfer",
-                paper=paper["transfer_b_to_a"],
-                transfer_from=b,
-            ),
+            build.cell(b, a, paper=paper["transfer_a_to_b"], **from_a),
+            build.cell(a, b, paper=paper["transfer_b_to_a"], **from_b),
             *_zoo(build, b, paper["zoo_success"]),
             *_white_box(build, b),
         )
         rows[f"{label}, without PNI"] = (
-            build.cell(b, names, column="noise off", **transfer),
+            build.cell(b, a, column="noise off", **from_a),
             Cell(),
             *_zoo(build, b, column="noise off"),
             *_white_box(build, b, column="noise off"),
         )
     rows["fair twin (A)"] = (
-        Cell(),
-        Cell(),
+        *(Cell(), Cell()),
         *_zoo(build, a, "close to 80"),
         *_white_box(build, a),
     )
@@ -175,7 +162,6 @@ def _zoo(build, trainings, paper=None, column=None):
 
 def table7(build: Builder) -> list[Part]:
     pni, twin = build.training("pni_w")[0], build.training("adversarial")[0]
-
     return [
         Listing(
             title="Table 7: is the robustness of PNI-W real?",
@@ -216,62 +202,53 @@ def _passes(checklist):
 
 
 def table6(build: Builder) -> list[Part]:
-    paper = paper_results()["table6_competitors"]
+    paper = build.paper["table6_competitors"]
     mean = f"mean of {build.scale.ensemble} draws"
     # The paper has its widest network here.
     wide = "resnet20_width4" if "resnet20_width4" in build.scale.networks else None
     name = f" ({wide})" if wide else " (paper: ResNet-20 4×)"
     twin, madry = build.training("adversarial", wide), build.training("madry")
-    other = row(build, twin, paper["pgd_adversarial_training"])
-    cells = {
-        "no defence": row(build, build.training("vanilla")),
+    other = build.row(twin, paper["pgd_adversarial_training"])
+    rows = {
+        "no defence": build.row(build.training("vanilla")),
         f"adversarial training, fair twin{name}": other,
     }
     if madry != twin:  # where the recipe is not Madry's anyway
-        cells["adversarial training, Madry et al."] = row(build, madry)
-    by = {
-        defence: row(
-            build,
-            build.training(defence),
-            numbers,
-            kind="ensemble",
-            column=mean,
-        )
+        rows["adversarial training, Madry et al."] = build.row(madry)
+    pixeldp, rse, ours = (
+        build.row(build.training(defence), numbers, kind="ensemble", column=mean)
         for defence, numbers in (
             ("pixeldp", paper["dp_pixeldp"]),
             ("rse", paper["rse"]),
-            ("pni_w", {}),
+            ("pni_w", None),
         )
-    }
-    cells[f"PixelDP, {mean} (paper: Wide ResNet 28-10)"] = by["pixeldp"]
-    cells[f"RSE, {mean} (paper: ResNeXt)"] = by["rse"]
-    cells[f"PNI-W, {mean}"] = by["pni_w"]
-    trainings = build.training("pni_w", wide)
-    ours = row(build, trainings, paper["pni_w"])
-    cells[f"PNI-W, single draws{name}"] = ours
-    cells["PNI-W, without PNI" + (name if wide else "")] = row(
-        build, trainings, column="noise off"
     )
-    pixeldp = build.training("pixeldp")[0]
+    rows[f"PixelDP, {mean} (paper: Wide ResNet 28-10)"] = pixeldp
+    rows[f"RSE, {mean} (paper: ResNeXt)"] = rse
+    rows[f"PNI-W, {mean}"] = ours
+    trainings = build.training("pni_w", wide)
+    single = build.row(trainings, paper["pni_w"])
+    rows[f"PNI-W, single draws{name}"] = single
+    rows["PNI-W, without PNI" + (name if wide else "")] = build.row(
+        trainings, column="noise off"
+    )
+    certify = build.scale.evaluation("certify", build.training("pixeldp")[0])
     return [
-        Table(
-            title="Table 6: competitors",
-            columns=(*PAPER_COLUMNS, *build.strict_columns),
-            rows=tuple(cells.items()),
-            claims=(
-                *compare("PNI-W against adversarial training", ours, other),
-                *compare("PNI-W against RSE, both by mean", by["pni_w"], by["rse"]),
-                *compare(
-                    "PNI-W against PixelDP, both by mean", by["pni_w"], by["pixeldp"]
-                ),
-            ),
-            note=build.strict_note + f" {mean.capitalize()}: each prediction is the "
-            "mean of the softmax over draws, and the attacks differentiate through "
-            "it. The paper compares networks of different architectures." + NOISE_OFF,
+        build.table(
+            "Table 6: competitors",
+            rows,
+            [
+                *compare("PNI-W against adversarial training", single, other),
+                *compare("PNI-W against RSE, both by mean", ours, rse),
+                *compare("PNI-W against PixelDP, both by mean", ours, pixeldp),
+            ],
+            f" {mean.capitalize()}: each prediction is the mean of the softmax over "
+            "draws, and the attacks differentiate through it. The paper compares "
+            "networks of different architectures.",
         ),
         Listing(
             title="Certified accuracy of PixelDP",
-            evaluation=build.scale.evaluation("certify", pixeldp),
+            evaluation=certify,
             entry="certificates",
             lines=_certified,
             summary=guarantees,

@@ -1,14 +1,14 @@
 """Makes the cells of tables from trainings and kinds of evaluation."""
 
-import functools
 import importlib.resources
 import json
 
-from pni_tf.reproduce.cells import Cell, Claim, Source
+from pni_tf.reproduce.cells import Cell, Claim, Source, Table
 from pni_tf.reproduce.jobs import Training
 from pni_tf.reproduce.scales import Scale
 
 PAPER_COLUMNS = ("clean", "PGD-7", "FGSM")
+CRAFTED = "noise-off-crafted"
 STRONG = "strong suite, worst case (first seed)"
 LOCATIONS = {
     "PNI-W": "pni_w",
@@ -19,12 +19,12 @@ LOCATIONS = {
     "PNI-W+A-b": "pni_w_a_b",
 }
 NOISE_OFF = " The rows without PNI are the same networks with alpha = 0."
-# Columns of a row, behind its label.
+# Columns of a row, after its label.
 PGD7, EOT, WORST, STRONG_WORST = 1, 3, 5, 6
 
 
 _STRICT_NOTE = (
-    "The columns behind FGSM are a stricter evaluation than the paper's. EOT-{k}: the "
+    "The columns after FGSM are a stricter evaluation than the paper's. EOT-{k}: the "
     "attack averages over {k} draws of the noise. Noise-off-crafted: examples made "
     "without the noise, scored with it. Worst case: for each image the attack that "
     "does best, of all in this table but the strong suite. Strong suite: the "
@@ -33,7 +33,6 @@ _STRICT_NOTE = (
 )
 
 
-@functools.cache
 def paper_results() -> dict:
     """Returns the paper's numbers."""
     file = importlib.resources.files("pni_tf.reproduce") / "paper_results.json"
@@ -41,7 +40,7 @@ def paper_results() -> dict:
 
 
 class Builder:
-    """Makes cells of a study.
+    """Makes cells, rows and tables of a study.
 
     Args:
         scale: What to run it on.
@@ -49,7 +48,7 @@ class Builder:
     """
 
     def __init__(self, scale: Scale, seeds: int | None):
-        self.scale, self.seeds = scale, seeds
+        self.scale, self.seeds, self.paper = scale, seeds, paper_results()
         self.eot = f"PGD-20 EOT-{scale.expectation}"
 
     def training(self, defence, network=None) -> tuple[Training, ...]:
@@ -73,8 +72,8 @@ class Builder:
     ) -> Cell:
         """Returns a cell of a row of `kind`'s table, on the trainings of all seeds.
 
-        `row` may be a list, with a name for each seed; `others` are trainings of all
-        seeds by flag; `first` takes the first seed only.
+        `row` may be networks, one for each seed, that examples were transferred from;
+        `others` are trainings of all seeds by flag; `first` takes the first seed only.
         """
         rows = [row] * len(trainings) if isinstance(row, str) else row
         sources = []
@@ -121,26 +120,30 @@ class Builder:
         kind = "strong_ensemble" if kind == "ensemble" else "strong"
         return self.cell(trainings, "worst case", kind=kind, column=column, first=True)
 
-    @property
-    def strict_columns(self) -> tuple[str, ...]:
-        """The headings of `strict_cells`."""
-        return (self.eot, "noise-off-crafted", "worst case", STRONG)
+    def row(self, trainings, paper=None, **where) -> tuple[Cell, ...]:
+        """Returns a row of the paper's columns and of the strict ones."""
+        return (
+            *self.paper_cells(trainings, paper, **where),
+            *self.strict_cells(trainings, **where),
+        )
+
+    def table(self, title: str, rows: dict, claims: list[Claim], note="") -> Table:
+        """Returns a table of such rows."""
+        return Table(
+            title=title,
+            columns=(*PAPER_COLUMNS, self.eot, CRAFTED, "worst case", STRONG),
+            rows=tuple(rows.items()),
+            claims=tuple(claims),
+            note=self.strict_note + note + NOISE_OFF,
+        )
 
     @property
     def strict_note(self) -> str:
-        """What these are."""
-        flags = dict(f.split("=") for f in self.scale.evaluations["strong"])
+        """What the strict columns are."""
         return _STRICT_NOTE.format(
-            k=self.scale.expectation, strong=flags["--expectation"]
+            k=self.scale.expectation,
+            strong=self.scale.evaluations["strong"]["expectation"],
         )
-
-
-def row(build: Builder, trainings, paper=None, **where) -> tuple:
-    """Returns a row of the paper's columns and of the strict ones."""
-    return (
-        *build.paper_cells(trainings, paper, **where),
-        *build.strict_cells(trainings, **where),
-    )
 
 
 def compare(what: str, ours: tuple, other: tuple, *columns: int) -> list[Claim]:

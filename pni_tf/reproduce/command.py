@@ -7,6 +7,17 @@ from pathlib import Path
 
 from pni_tf import files
 from pni_tf.cli import app
+from pni_tf.reproduce import runner
+from pni_tf.reproduce.jobs import (
+    Costs,
+    Job,
+    Stamps,
+    Training,
+    in_order,
+    reference_costs,
+)
+from pni_tf.reproduce.scales import SCALES, Scale
+from pni_tf.reproduce.studies import STUDIES, parts_of
 from pni_tf.settings.base import Group, setting
 from pni_tf.settings.machine import Source
 
@@ -88,59 +99,60 @@ def run() -> None:
 
 
 def main(settings: Reproduction) -> int:
-    from pni_tf.reproduce import report, runner
-    from pni_tf.reproduce.jobs import Costs, Stamp, in_order, reference_costs
-    from pni_tf.reproduce.scales import SCALES
-    from pni_tf.reproduce.studies import parts_of
-
     given, machine = settings.work, settings.machine
     scale = SCALES[given.scale]
     studies = _studies(given.study, scale)
-    root = Path(given.output_dir or f"reproduction/{scale.name}")
     parts = {study: parts_of(study, scale, given.seeds) for study in scale.studies}
-    asked = in_order([job for s in studies for part in parts[s] for job in part.jobs])
+    asked = in_order(job for s in studies for part in parts[s] for job in part.jobs)
     jobs = _chosen(asked, given.networks)
+    root = Path(given.output_dir or f"reproduction/{scale.name}")
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OSError(f"cannot write to --output_dir={root}: {error}") from error
+    workers = min(runner.cpu_cores(), 8) if scale.small else 1
+    workers = machine.jobs or workers
+    extra = [f"--data_dir={machine.data_dir}"] if machine.data_dir else []
+    extra += ["--download"] if machine.download else []
+    outcome = runner.Outcome()
     with files.lock(root, f"--output_dir={root}") as lock:
-        workers = machine.jobs or _workers(scale)
-        costs = Costs(root, jobs, reference_costs(scale.name), workers)
-        left = [job for job in jobs if not Stamp(root, job).is_done]
-        print(
-            f"{len(jobs)} jobs, {len(jobs) - len(left)} of them done. Left: "
-            f"{costs.left(left)}"
-        )
-        outcome = runner.Outcome()
+        stamps = Stamps(root)
+        costs = Costs(stamps, jobs, reference_costs(scale.name), workers)
+        left = [job for job in jobs if not stamps.of(job).is_done]
+        done = len(jobs) - len(left)
+        print(f"{len(jobs)} jobs, {done} of them done. Left: {costs.left(left)}")
         try:
             if given.dry_run:
                 for job in left:
                     print(runner.shell(job, root))
             else:
                 outcome = runner.run(
-                    jobs,
-                    root,
-                    costs,
-                    workers=workers,
-                    extra=_extra(machine),
-                    lock=lock,
+                    jobs, stamps, costs, workers=workers, extra=extra, lock=lock
                 )
         finally:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it takes a second
             for study in set(parts) - set(studies):
                 own = {job for part in parts[study] for job in part.jobs} - {*asked}
-                if not any(Stamp(root, job).is_done for job in own):
+                if not any(stamps.of(job).is_done for job in own):
                     del parts[study]  # what is there is by the studies asked for
-            note = _note(root, given.note)
-            folder = report.write(root, scale, parts, given.seeds, note=note)
-            print(f"The report is in {folder}", flush=True)
+            _report(scale, parts, given.seeds, stamps, given.note)
     return 1 if outcome.failed else 0
 
 
-def _studies(names: list[str], scale) -> list[str]:
-    from pni_tf.reproduce.studies import STUDIES
+def _report(scale, parts, seeds, stamps, note):
+    """Writes the report with a note, by default that of an earlier call."""
+    from pni_tf.reproduce import report
 
+    path = stamps.root / "note.txt"
+    if note:
+        files.write_text(path, note)
+    elif path.exists():
+        note = path.read_text(encoding="utf-8")
+    folder = report.write(scale, parts, seeds, stamps, note=note or "")
+    print(f"The report is in {folder}", flush=True)
+
+
+def _studies(names: tuple[str, ...], scale: Scale) -> list[str]:
     if names == ("all",):
         return list(scale.studies)
     for name in names or [""]:
@@ -156,10 +168,8 @@ def _studies(names: list[str], scale) -> list[str]:
     return [study for study in scale.studies if study in names]
 
 
-def _chosen(jobs, networks):
+def _chosen(jobs: list[Job], networks: list[str] | None) -> list[Job]:
     """Returns the jobs that need only these networks."""
-    from pni_tf.reproduce.jobs import Training
-
     if networks is None:
         return jobs
     known = dict.fromkeys(job.name for job in jobs if isinstance(job, Training))
@@ -169,27 +179,6 @@ def _chosen(jobs, networks):
             f"Received: --networks={','.join(networks)}"
         )
     return [job for job in jobs if {t.name for t in job.needs or (job,)} <= {*networks}]
-
-
-def _note(root, note):
-    """Returns the note, or that of an earlier call."""
-    path = root / "note.txt"
-    if note:
-        files.write_text(path, note)
-    return note or (path.read_text(encoding="utf-8") if path.exists() else "")
-
-
-def _workers(scale):
-    """Returns how many jobs of a scale to run at once."""
-    from pni_tf.reproduce import runner
-
-    return min(runner.cpu_cores(), 8) if scale.small else 1
-
-
-def _extra(machine):
-    found = [f"--data_dir={machine.data_dir}"] if machine.data_dir else []
-    found += ["--download"] if machine.download else []
-    return {"train": found, "evaluate": found}
 
 
 if __name__ == "__main__":

@@ -1,25 +1,15 @@
 """Compares the numbers of two cells: is one larger by more than chance?"""
 
 import dataclasses
-import functools
 import math
 import statistics
-from pathlib import Path
 
 import numpy as np
 
-from pni_tf import files
 from pni_tf.evaluation import significance
-from pni_tf.evaluation.record import read_shares
 from pni_tf.reproduce.builder import STRONG
-from pni_tf.reproduce.cells import (
-    Claim,
-    Source,
-    Table,
-    entry_of,
-    paper_text,
-    read,
-)
+from pni_tf.reproduce.cells import Claim, Table, paper_text
+from pni_tf.reproduce.results import Results
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,7 +48,7 @@ class Comparison:
         return "it holds" if low > 0 else "the opposite holds"
 
 
-def compare(root: Path, folder: Path, claim: Claim) -> Comparison | None:
+def compare(results: Results, claim: Claim) -> Comparison | None:
     """Compares two cells on the training seeds that both have; None if there is none.
 
     What differs by chance are the images, the training seeds, and the draws of the
@@ -66,18 +56,15 @@ def compare(root: Path, folder: Path, claim: Claim) -> Comparison | None:
     t takes its degrees of freedom after Welch and Satterthwaite.
 
     Args:
-        root: Folder of the reproduction, with the verdicts on each image.
-        folder: Folder of the report, with the results that count.
+        results: What was measured.
         claim: What to compare.
     """
-    values = [read(folder, cell) for cell in (claim.ours, claim.other)]
-    if None in values:
-        return None
+    values = [results.value(cell) for cell in (claim.ours, claim.other)]
     seeds = set.intersection(*({seed.seed for seed in v.seeds} for v in values))
     if not seeds:
         return None
     ours, other = (_of_seeds(value, seeds) for value in values)
-    pairs = _differences(root, folder, claim, seeds)
+    pairs = _differences(results, claim, seeds)
     if pairs is None:
         images = [significance.of_share(v.mean, v.images) for v in (ours, other)]
     else:
@@ -92,12 +79,6 @@ def compare(root: Path, folder: Path, claim: Claim) -> Comparison | None:
         paired=pairs is not None,
         seeds=tuple(sorted(seeds)),
     )
-
-
-def accuracy_on_first(root: Path, folder: Path, source: Source, images: int):
-    """Returns the accuracy on the first images only; None if it is not known."""
-    shares = _shares(root, folder, source)
-    return None if shares is None else float(np.mean(shares[:images]))
 
 
 def _of_seeds(value, seeds):
@@ -122,7 +103,7 @@ def _trainings(cell):
     return [source.evaluation.training for source in cell.sources]
 
 
-def _differences(root, folder, claim, seeds):
+def _differences(results, claim, seeds):
     """Returns by image how much more often the first network is right; None if unknown.
 
     Mean over the training seeds. Unknown are numbers on different images, and
@@ -131,48 +112,32 @@ def _differences(root, folder, claim, seeds):
     found = []
     for cell, sign in ((claim.ours, 1), (claim.other, -1)):
         for source in cell.sources:
-            if source.evaluation.training.seed in seeds:
-                shares = _shares(root, folder, source)
+            if source.evaluation.seed in seeds:
+                shares = results.shares(source)
                 if shares is None or (found and shares.shape != found[0].shape):
                     return None
                 found.append(sign * shares)
     return sum(found) / len(seeds)
 
 
-def _shares(root, folder, source: Source) -> np.ndarray | None:
-    """Returns the share of draws that are right by image; None if it is not known."""
-    path = root / source.evaluation.path / "per_example.csv"
-    found = entry_of(folder, source)
-    if found is None or source.field != "accuracy_mean" or not path.exists():
-        return None
-    _, entry = found
-    shares = _read(path, path.stat().st_mtime_ns).get(
-        (source.column, entry["scenario"]), np.zeros(0)
-    )
-    mean = entry["accuracy_mean"]
-    if shares.size != entry["images"] or abs(shares.mean() - mean) > 1e-6:
-        return None  # of another evaluation than the number
-    return shares
+def about(results: Results, table: Table) -> dict[str, list]:
+    """Returns what there is to say of a table, as `report.json` has it.
 
-
-@functools.lru_cache(maxsize=64)  # a table compares one network with many others
-def _read(path: Path, changed: int) -> dict[tuple[str, str], np.ndarray]:
-    return read_shares(path)
-
-
-def about(root: Path, folder: Path, table: Table) -> tuple[list[str], list[dict]]:
-    """Returns sentences, and each comparison as `report.json` has it.
+    These are `"sentences"` (what was not run comes last), the numbers of each
+    `"comparisons"`, and what the other attacks leave `"on_the_same_images"` as a
+    strong suite that saw fewer.
 
     Args:
-        root: Folder of the reproduction, with the verdicts on each image.
-        folder: Folder of the report, with the results that count, and with what it
-            said before.
-        table: The table; what of it was not run comes last.
+        results: What was measured.
+        table: The table.
     """
     said, content, missing = [], [], []
-    before = _said_before(folder, table)
+    before = {
+        (*comparison["ours"], *comparison["other"]): comparison
+        for comparison in results.said_before(table.title).get("comparisons", ())
+    }
     for claim in table.claims:
-        numbers = _numbers(root, folder, claim)
+        numbers = _numbers(results, claim)
         if numbers is None:
             missing.append(claim.text)
             continue
@@ -180,21 +145,32 @@ def about(root: Path, folder: Path, table: Table) -> tuple[list[str], list[dict]
         earlier = before.get((*cells["ours"], *cells["other"]), {})
         if _stands(earlier, numbers):
             numbers = {name: earlier[name] for name in numbers}
-        sentence = f"{claim.text}: {_words(folder, claim, numbers)}."
+        sentence = f"{claim.text}: {_words(results, claim, numbers)}."
         said.append(sentence)
         content.append({"sentence": sentence, **cells, **numbers})
-    said += _on_first_images(root, folder, table)
+    fewer = _on_the_same_images(results, table)
+    for images in dict.fromkeys(found["images"] for found in fewer):
+        pairs = [
+            f"{found['label']} {100 * found['strong']:.2f} against "
+            f"{100 * found['others']:.2f}"
+            for found in fewer
+            if found["images"] == images
+        ]
+        said.append(
+            "Strong suite against the worst case of the other attacks, first seed, on "
+            f"the same {images:,} images: {'; '.join(pairs)}."
+        )
     if missing:
         said.append(f"Not run: {'; '.join(missing)}.")
-    return said, content
+    return {"sentences": said, "comparisons": content, "on_the_same_images": fewer}
 
 
-def _numbers(root, folder, claim):
+def _numbers(results, claim):
     """Returns what is known of the two cells; None if one was not run."""
     if not claim.judge:
-        there = [read(folder, cell) for cell in (claim.ours, claim.other)]
-        return None if None in there else {}
-    found = compare(root, folder, claim)
+        there = [results.value(cell) for cell in (claim.ours, claim.other)]
+        return {} if all(there) else None
+    found = compare(results, claim)
     if found is None:
         return None
     return {
@@ -203,17 +179,6 @@ def _numbers(root, folder, claim):
         "paired": found.paired,
         "seeds": list(found.seeds),
         "verdict": found.verdict,
-    }
-
-
-def _said_before(folder, table):
-    """Returns the comparisons of the report as it is, by label and column of both."""
-    content = files.read_json(folder / "report.json") or {}
-    return {
-        (*comparison["ours"], *comparison["other"]): comparison
-        for part in content.get("parts", [])
-        if part["title"] == table.title
-        for comparison in part.get("comparisons", [])
     }
 
 
@@ -231,29 +196,21 @@ def _stands(earlier, numbers):
     )
 
 
-def _words(folder, claim, numbers):
+def _words(results, claim, numbers):
+    cells = (claim.ours, claim.other)
     if not claim.judge:
-        ours, other = read(folder, claim.ours), read(folder, claim.other)
-        papers = [paper_text(cell) for cell in (claim.ours, claim.other)]
+        ours, other = (results.value(cell).text() for cell in cells)
+        papers = [paper_text(cell) for cell in cells]
         known = f" (paper: {papers[0]} against {papers[1]})" if all(papers) else ""
-        return f"{ours.text()} against {other.text()}{known}"
-    paper = _paper_difference(claim)
+        return f"{ours} against {other}{known}"
+    means = [c.paper[0] if isinstance(c.paper, tuple) else c.paper for c in cells]
     low, high = numbers["interval"]
     notes = [f"95 % interval {low:+.2f} to {high:+.2f}"]
     notes += [] if numbers["paired"] else ["images not in pairs"]
-    notes += [] if paper is None else [f"paper {paper:+.2f}"]
+    if all(isinstance(mean, float | int) for mean in means):
+        notes.append(f"paper {means[0] - means[1]:+.2f}")
     found = f"{numbers['difference']:+.2f} points ({'; '.join(notes)})"
     return f"{found}, so {numbers['verdict']}"
-
-
-def _paper_difference(claim: Claim) -> float | None:
-    numbers = []
-    for cell in (claim.ours, claim.other):
-        paper = cell.paper[0] if isinstance(cell.paper, tuple) else cell.paper
-        if not isinstance(paper, float | int):
-            return None
-        numbers.append(paper)
-    return numbers[0] - numbers[1]
 
 
 def _place(table, cell):
@@ -265,25 +222,27 @@ def _place(table, cell):
     raise ValueError(f"No cell of {table.title!r}: {cell}")
 
 
-def _on_first_images(root, folder, table):
-    """Says what the strong suite takes on its few images, beside the other attacks.
+def _on_the_same_images(results, table):
+    """Returns the strong suite's accuracy on few images, beside the other attacks'.
 
     Else it could look weaker than they, on images that are easier.
     """
     if STRONG not in table.columns:
         return []
-    place, pairs = table.columns.index(STRONG), {}
+    before = {
+        (earlier["label"], earlier["images"], earlier["strong"]): earlier["others"]
+        for earlier in results.said_before(table.title).get("on_the_same_images", ())
+    }
+    place, found = table.columns.index(STRONG), []
     for label, cells in table.rows:
-        strong, weaker = read(folder, cells[place]), read(folder, cells[place - 1])
-        if strong is None or weaker is None or strong.images == weaker.images:
+        strong, weaker = (results.value(cells[i]) for i in (place, place - 1))
+        if not strong or not weaker or strong.images == weaker.images:
             continue
-        source = cells[place - 1].sources[0]
-        share = accuracy_on_first(root, folder, source, strong.images)
-        if share is not None:
-            numbers = f"{100 * strong.mean:.2f} against {100 * share:.2f}"
-            pairs.setdefault(strong.images, []).append(f"{label} {numbers}")
-    return [
-        f"Strong suite against the worst case of the other attacks, first seed, on the "
-        f"same {images:,} images: {'; '.join(found)}."
-        for images, found in pairs.items()
-    ]
+        shares = results.shares(cells[place - 1].sources[0])
+        others = before.get((label, strong.images, strong.mean))
+        if shares is not None:
+            others = float(np.mean(shares[: strong.images]))
+        if others is not None:
+            numbers = {"images": strong.images, "strong": strong.mean, "others": others}
+            found.append({"label": label, **numbers})
+    return found

@@ -1,20 +1,34 @@
 """What a study needs to be run: calls of `bin/train` and of `bin/evaluate`."""
 
 import dataclasses
-import functools
 import importlib.resources
 import json
+import operator
 import os
 import platform
 import statistics
+from collections.abc import Iterable
 from pathlib import Path
 
 from pni_tf import __version__, files
 from pni_tf.cli.flags import expand_flagfiles
 
 
+class _Job:
+    """What trainings and evaluations have in common."""
+
+    @property
+    def title(self) -> str:
+        return f"{self.key}, seed {self.seed}"
+
+    @property
+    def file_name(self) -> str:
+        """Its name among the files of all jobs."""
+        return "_".join(self.path.parts)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Training:
+class Training(_Job):
     """A network to train.
 
     Args:
@@ -30,24 +44,18 @@ class Training:
     random: bool
 
     command = "train"
+    group = "training"
+    needs = ()
 
     @property
     def key(self) -> str:
-        """What has about the same cost."""
+        """What has the same cost, whatever the seed."""
         return f"training {self.name}"
-
-    @property
-    def title(self) -> str:
-        return f"{self.key}, seed {self.seed}"
 
     @property
     def path(self) -> Path:
         """Its run directory, below the folder of the reproduction."""
         return Path("trainings", f"{self.name}_seed{self.seed}")
-
-    @property
-    def needs(self) -> "tuple[Training, ...]":
-        return ()
 
     @property
     def result(self) -> Path:
@@ -65,7 +73,7 @@ class Training:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Evaluation:
+class Evaluation(_Job):
     """A set of attacks on a trained network.
 
     Args:
@@ -83,24 +91,28 @@ class Evaluation:
     command = "evaluate"
 
     @property
-    def name(self) -> str:
+    def group(self) -> str:
         """The kind, and what was transferred from."""
         sources = [t.name for flag, t in self.others if flag == "transfer_from"]
         return "_from_".join([self.kind, *sources])
 
     @property
     def key(self) -> str:
-        """What has about the same cost."""
-        return f"{self.name} of {self.training.name}"
+        """What has the same cost, whatever the seed."""
+        return f"{self.group} of {self.training.name}"
 
     @property
-    def title(self) -> str:
-        return f"{self.key}, seed {self.training.seed}"
+    def seed(self) -> int:
+        return self.training.seed
+
+    @property
+    def random(self) -> bool:
+        return self.training.random
 
     @property
     def path(self) -> Path:
         """Its folder, below that of the reproduction."""
-        return Path("evaluations", self.training.path.name, self.name)
+        return Path("evaluations", self.training.path.name, self.group)
 
     @property
     def needs(self) -> tuple[Training, ...]:
@@ -118,7 +130,7 @@ class Evaluation:
             str(root / self.training.path),
             *self.flags,
             *others,
-            f"--seed={self.training.seed}",
+            f"--seed={self.seed}",
             f"--output_dir={root / self.path}",
         ]
 
@@ -126,119 +138,139 @@ class Evaluation:
 Job = Training | Evaluation
 
 
-def in_order(jobs: list[Job]) -> list[Job]:
+def in_order(jobs: Iterable[Job]) -> list[Job]:
     """Returns the jobs and all that they need, each once, trainings as early as needed.
 
     All jobs of the first seed come before those of the second, so that an interrupted
     reproduction has all tables, of fewer seeds.
     """
+    by_seed = operator.attrgetter("seed")
     ordered = {}
-    for job in sorted(jobs, key=_seed):
-        for needed in sorted(job.needs, key=_seed):
-            ordered.setdefault(needed)
-        ordered.setdefault(job)
+    for job in sorted(jobs, key=by_seed):
+        ordered |= dict.fromkeys([*sorted(job.needs, key=by_seed), job])
     return list(ordered)
 
 
-def _seed(job):
-    return job.seed if isinstance(job, Training) else job.training.seed
-
-
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Stamp:
-    """What is known of a job's runs: `<root>/jobs/<job>.json`.
+    """What is known of a job's runs.
+
+    Attributes:
+        is_done: Whether it was done, as it is now and on the networks as they are.
+        seconds: What all its runs have taken, those that were interrupted too.
+        failed: Why the last one failed, or why it cannot run; None if neither is so.
+        machine: What it was run by and on, as far as that is known.
+        has_other_settings: Whether it was run as it is no longer asked for.
+    """
+
+    is_done: bool = False
+    seconds: float = 0.0
+    failed: str | None = None
+    machine: str = ""
+    has_other_settings: bool = False
+
+
+class Stamps:
+    """What is known of all jobs: `<root>/jobs/<job>.json`, each of them read once.
+
+    Nothing else may write to the folder meanwhile.
 
     Args:
         root: Folder of the reproduction.
-        job: The job.
     """
 
-    def __init__(self, root: Path, job: Job):
-        self.root, self.job = root, job
-        name = "_".join(job.path.parts)
-        self.path = root / "jobs" / f"{name}.json"
-        self.log = root / "jobs" / f"{name}.log"
+    def __init__(self, root: Path):
+        self.root = root
+        self._known, self._digests = {}, {}
 
-    def read(self) -> dict:
-        """Returns what `write` wrote; nothing if there is none."""
-        return files.read_json(self.path) or {}
+    def log(self, job: Job) -> Path:
+        """Returns the file for the output of a job."""
+        return self.root / "jobs" / f"{job.file_name}.log"
 
-    def write(self, *, done: bool, seconds: float, failed: str | None = None) -> None:
-        """Adds a run; `seconds` counts all of them, those that were interrupted too.
+    def of(self, job: Job) -> Stamp:
+        """Returns what is known of a job."""
+        if job not in self._known:
+            self._known[job] = self._read(job)
+        return self._known[job]
+
+    def write(
+        self, job: Job, *, done: bool, seconds: float, failed: str | None = None
+    ) -> None:
+        """Adds a run of a job.
 
         Args:
-            done: Whether the job is done.
+            job: The job.
+            done: Whether it is done.
             seconds: What this run has taken.
             failed: Why it failed, if it did.
         """
+        seconds += self.of(job).seconds
+        self._digests.pop(job, None)
+        self._known = {
+            other: stamp
+            for other, stamp in self._known.items()
+            if other != job and job not in other.needs
+        }
         content = {
             "done": done,
             "failed": failed,
-            "seconds": self.seconds + seconds,
-            "arguments": self._arguments(),
-            "inputs": self._inputs(),
+            "seconds": seconds,
+            "arguments": _settings(job),
+            "inputs": self._inputs(job),
             "machine": f"pni_tf {__version__}, {os.cpu_count()} CPU cores "
             f"({platform.machine()})",
         }
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        files.write_text(self.path, json.dumps(content, indent=2) + "\n")
+        path = self._path(job)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        files.write_text(path, json.dumps(content, indent=2) + "\n")
 
-    @property
-    def seconds(self) -> float:
-        """What its runs have taken."""
-        content = self.read()
+    def _path(self, job):
+        return self.root / "jobs" / f"{job.file_name}.json"
+
+    def _read(self, job):
+        content = files.read_json(self._path(job))
+        if not content:
+            return Stamp()
+        other = content.get("arguments") != _settings(job)
+        current = not other and content.get("inputs") == self._inputs(job)
+        failed = content.get("failed") if current else None
+        if other and isinstance(job, Training):
+            # Hours of work, maybe: to throw them away is not for us.
+            failed = (
+                f"it was run with other settings; remove {self.root / job.path} and "
+                f"{self._path(job)} to train it again"
+            )
         seconds = content.get("seconds")
-        known = isinstance(seconds, int | float) and self._is_current(content)
-        return float(seconds) if known else 0.0
-
-    @property
-    def is_done(self) -> bool:
-        """Whether the job was done, as it is now and on the networks as they are."""
-        content = self.read()
-        return bool(
-            content.get("done")
-            and _is_whole(self.root / self.job.result)
-            and self._is_current(content)
-            and all(Stamp(self.root, needed).is_done for needed in self.job.needs)
+        known = current and isinstance(seconds, int | float)
+        return Stamp(
+            is_done=bool(
+                current
+                and content.get("done")
+                and _is_whole(self.root / job.result)
+                and all(self.of(needed).is_done for needed in job.needs)
+            ),
+            seconds=float(seconds) if known else 0.0,
+            failed=failed,
+            machine=str(content.get("machine", "")),
+            has_other_settings=other,
         )
 
-    @property
-    def failed(self) -> str | None:
-        """Why its last run failed, or why it cannot run; None if neither is so."""
-        content = self.read()
-        if isinstance(self.job, Training) and self.has_other_settings:
-            # Hours of work, maybe: to throw them away is not for us.
-            folder = self.root / self.job.path
-            why = f"remove {folder} and {self.path} to train it again"
-            return f"it was run with other settings; {why}"
-        return content.get("failed") if self._is_current(content) else None
-
-    @property
-    def machine(self) -> str:
-        """What it was run by and on, as far as that is known."""
-        return str(self.read().get("machine", ""))
-
-    @property
-    def has_other_settings(self) -> bool:
-        """Whether it was run as it is no longer asked for."""
-        content = self.read()
-        return bool(content) and content.get("arguments") != self._arguments()
-
-    def _is_current(self, content):
-        same = content.get("arguments") == self._arguments()
-        return same and content.get("inputs") == self._inputs()
-
-    def _arguments(self):
-        # With what the flagfiles say now; and the folder may have been moved.
-        return expand_flagfiles(["", *self.job.arguments(Path())])[1:]
-
-    def _inputs(self):
-        digests = {}
-        for needed in self.job.needs:
+    def _inputs(self, job):
+        """Returns the digests of the networks that a job needs and that are there."""
+        for needed in job.needs:
             path = self.root / needed.result
-            if path.exists():
-                digest = _digest(path, path.stat().st_mtime_ns)
-                digests[str(needed.path)] = digest
-        return digests
+            if needed not in self._digests and path.exists():
+                self._digests[needed] = files.file_digest(path, name=False)
+        return {
+            str(needed.path): self._digests[needed]
+            for needed in job.needs
+            if needed in self._digests
+        }
+
+
+def _settings(job):
+    """Returns what a job is run with: what its flagfiles say now, in any folder."""
+    return expand_flagfiles(["", *job.arguments(Path())])[1:]
 
 
 def _is_whole(path):
@@ -248,17 +280,11 @@ def _is_whole(path):
     return path.exists()
 
 
-@functools.lru_cache(maxsize=1024)
-def _digest(path, changed):
-    """Returns the digest of a network, which is asked for many times in one plan."""
-    return files.file_digest(path, name=False)
-
-
 class Costs:
     """Estimates what jobs will take, from those that are done and from other machines.
 
     Args:
-        root: Folder of the reproduction.
+        stamps: What is known of the jobs.
         jobs: All jobs.
         reference: Seconds by the key of a job, measured elsewhere.
         workers: Number of jobs that run at once.
@@ -266,18 +292,16 @@ class Costs:
 
     def __init__(
         self,
-        root: Path,
+        stamps: Stamps,
         jobs: list[Job],
         reference: dict[str, float],
         workers: int = 1,
     ):
-        self.reference, self.workers = reference, workers
+        self.jobs, self.reference, self.workers = jobs, reference, workers
         self.measured = {}
-        self.random = {job.key: _is_random(job) for job in jobs}
         for job in jobs:
-            stamp = Stamp(root, job)
-            if stamp.is_done:
-                self.add(job, stamp.seconds)
+            if stamps.of(job).is_done:
+                self.add(job, stamps.of(job).seconds)
 
     def add(self, job: Job, seconds: float) -> None:
         """Takes note of what a job took."""
@@ -288,23 +312,23 @@ class Costs:
 
         By other seeds, by the reference, or roughly by such jobs of other networks.
         """
+        if (known := self._known(job)) is not None:
+            return known
+        alike = {
+            other.key: self._known(other)
+            for other in self.jobs
+            if (other.group, other.random) == (job.group, job.random)
+        }
+        found = [seconds for seconds in alike.values() if seconds is not None]
+        return statistics.mean(found) if found else None
+
+    def _known(self, job):
+        """Returns what a job or its other seeds took, here or elsewhere."""
         if job.key in self.measured:
             return statistics.mean(self.measured[job.key])
         if job.key in self.reference:
             return self._slowness() * self.reference[job.key]
-        return self._of_its_kind(job)
-
-    def _of_its_kind(self, job):
-        """Returns what such jobs take of other networks, as random as this one."""
-        known = {k: self._slowness() * v for k, v in self.reference.items()}
-        known |= {k: statistics.mean(v) for k, v in self.measured.items()}
-        found = [
-            seconds
-            for key, seconds in known.items()
-            if key.partition(" ")[0] == job.key.partition(" ")[0]
-            and self.random.get(key) == _is_random(job)
-        ]
-        return statistics.mean(found) if found else None
+        return None
 
     def left(self, jobs: list[Job]) -> str:
         """Returns how long the jobs will take, in words."""
@@ -323,10 +347,6 @@ class Costs:
             if self.reference.get(key)
         ]
         return statistics.median(ratios) if ratios else 1.0
-
-
-def _is_random(job):
-    return (job if isinstance(job, Training) else job.training).random
 
 
 def reference_costs(scale: str) -> dict[str, float]:

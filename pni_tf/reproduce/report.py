@@ -12,7 +12,8 @@ import markdown
 from pni_tf import files
 from pni_tf.reproduce import sections
 from pni_tf.reproduce.cells import Part, Table
-from pni_tf.reproduce.jobs import Evaluation, Stamp, duration, in_order
+from pni_tf.reproduce.jobs import Evaluation, Stamps, duration, in_order
+from pni_tf.reproduce.results import Results
 from pni_tf.reproduce.runner import shell
 from pni_tf.reproduce.scales import Scale
 from pni_tf.reproduce.studies import STUDIES
@@ -40,10 +41,10 @@ of other trainings. Of many comparisons one in twenty leaves its interval by cha
 
 
 def write(
-    root: Path,
     scale: Scale,
     studies: dict[str, list[Part]],
     seeds: int | None,
+    stamps: Stamps,
     *,
     note: str = "",
 ) -> Path:
@@ -53,30 +54,33 @@ def write(
     results that the numbers come from, so it can be kept without the networks.
 
     Args:
-        root: Folder of the reproduction.
         scale: What the studies were run on.
         studies: The parts of each study.
         seeds: Number of training seeds; None for what the scale says.
+        stamps: What is known of the jobs in the folder of the reproduction.
         note: What readers must know of this run.
     """
+    root = stamps.root
     folder = root / "report"
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     parts_of_all = [part for parts in studies.values() for part in parts]
     jobs = in_order([job for part in parts_of_all for job in part.jobs])
     for job in jobs:
-        _copy_results(root, folder, job)
-    lines = [_head(root, scale, seeds, jobs, note)]
+        _copy_results(root, folder, job, stamps.of(job).is_done)
+    results = Results(root, folder, jobs)
+    known = {job: stamps.of(job) for job in jobs}
+    lines = [_head(scale, seeds, known, results, note)]
     content = {"scale": scale.name, "training_seeds": seeds, "parts": []}
     for study, parts in studies.items():
         for i, part in enumerate(parts):
             name = f"{study}_{i + 1}" if len(parts) > 1 else study
-            section = sections.make(part, root, folder, name)
+            section = sections.make(part, results, name)
             lines += [f"## {part.title}", *section.lines]
-            lines.append(_details(root, part, section.attacks))
+            lines.append(_details(root, part, section.attacks, known))
             content["parts"].append(
                 {"study": study, "title": part.title, **section.content}
             )
-    content["jobs"] = [_job(root, job) for job in jobs]
+    content["jobs"] = [_job(root, *item) for item in known.items()]
     text = "\n\n".join(filter(None, lines)) + "\n"
     files.write_text(folder / "report.md", text)
     files.write_text(folder / "report.html", _to_html(text, folder, scale))
@@ -84,46 +88,46 @@ def write(
     return folder
 
 
-def _copy_results(root, folder, job):
-    names, stamp = [job.result.name], Stamp(root, job)
-    if not isinstance(job, Evaluation):
-        names = ["history.csv", "flags.cfg"]
+def _copy_results(root, folder, job, is_done):
+    names = ["history.csv", "flags.cfg"]
+    if isinstance(job, Evaluation):
+        names = [job.result.name]
     for name in names:
         source, copy = root / job.path / name, folder / job.path / name
-        if stamp.is_done and source.exists():
+        if is_done and source.exists():
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, copy)
         elif (root / "jobs").exists():  # else only the report was kept
             copy.unlink(missing_ok=True)
 
 
-def _head(root, scale, seeds, jobs, note):
-    done = [job for job in jobs if Stamp(root, job).is_done]
-    seconds = sum(Stamp(root, job).seconds for job in jobs)
+def _head(scale, seeds, known, results, note):
+    done = [job for job, stamp in known.items() if stamp.is_done]
+    seconds = sum(stamp.seconds for stamp in known.values())
     count = seeds or scale.seeds
     counts = f"{count} training seed{'s' if count > 1 else ''}"
     if seeds is None and len(scale.networks) > 1:
         counts += f" of {scale.main}, {scale.seeds_of_others} of other networks"
-    machines = sorted({m for job in done if (m := Stamp(root, job).machine)})
+    machines = sorted({machine for job in done if (machine := known[job].machine)})
     text = [
         f"# The paper's tables and figures: {scale.title}",
         f"{scale.note} {counts}. "
-        f"{len(done)} of {len(jobs)} jobs are done, in {duration(seconds)} together"
+        f"{len(done)} of {len(known)} jobs are done, in {duration(seconds)} together"
         f"{' by ' if machines else ''}{' and '.join(machines)}.",
         note,
-        _other_images(root / "report", done),
+        _other_images(results, done),
         _READING,
         _missing_studies(scale),
-        _failures(root, jobs),
+        _failures(known),
     ]
     return "\n\n".join(filter(None, text))
 
 
-def _other_images(folder, done):
+def _other_images(results, done):
     """Returns a warning if evaluations had different images under the same name."""
     found = {}
     for job in done:
-        content = files.read_json(folder / job.path / "evaluation.json") or {}
+        content = results.content(job)
         if data := content.get("data"):
             name = f"{content['dataset']}, {data['examples']:,} images"
             by_digest = found.setdefault(name, {})
@@ -145,23 +149,22 @@ def _missing_studies(scale):
     return f"Not on this scale: {', '.join(missing)}." if missing else ""
 
 
-def _failures(root, jobs):
-    failed = {job: why for job in jobs if (why := Stamp(root, job).failed)}
+def _failures(known):
+    failed = {job: stamp.failed for job, stamp in known.items() if stamp.failed}
     lines = [f"- {job.title}: {html.escape(why)}" for job, why in failed.items()]
     lines += [
         f"- {job.title}: needs one of these"
-        for job in jobs
-        if not Stamp(root, job).is_done and not failed.keys().isdisjoint(job.needs)
+        for job, stamp in known.items()
+        if not stamp.is_done and not failed.keys().isdisjoint(job.needs)
     ]
     return "**Failed:**\n\n" + "\n".join(lines) if lines else ""
 
 
-def _details(root, part, attacks):
+def _details(root, part, attacks, known):
     """Returns settings, costs and commands, to be unfolded."""
     settings, commands, cells = list(attacks), [], _cells_by_job(part)
     for job in in_order(part.jobs):
-        stamp = Stamp(root, job)
-        cost = duration(stamp.seconds) if stamp.is_done else "not run"
+        cost = duration(known[job].seconds) if known[job].is_done else "not run"
         gives = [
             f"#   {label}: {', '.join(columns)}"
             for label, columns in cells.get(job, {}).items()
@@ -186,14 +189,14 @@ def _cells_by_job(part):
     return found
 
 
-def _job(root, job):
-    stamp = Stamp(root, job)
+def _job(root, job, stamp):
     return {
         "title": job.title,
         "key": job.key,
         "result": str(job.result),
         "done": stamp.is_done,
         "seconds": round(stamp.seconds, 1),
+        "machine": stamp.machine,
         "command": shell(job, root),
         "failed": stamp.failed,
     }

@@ -8,10 +8,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from pni_tf.reproduce.jobs import Costs, Job, Stamp, Training
+from pni_tf.reproduce.jobs import Costs, Job, Stamps, Training
 
 _PAUSE = 0.1  # seconds between two looks at the processes
 
@@ -38,11 +38,11 @@ class Outcome:
 
 def run(
     jobs: list[Job],
-    root: Path,
+    stamps: Stamps,
     costs: Costs,
     *,
     workers: int = 1,
-    extra: dict[str, list[str]] | None = None,
+    extra: Sequence[str] = (),
     lock: int | None = None,
     command_of: Callable[[str], list[str]] | None = None,
     show: Callable[[str], None] = print,
@@ -53,24 +53,23 @@ def run(
     out of here as a KeyboardInterrupt. A second one kills the jobs.
 
     Args:
-        jobs: The jobs, each behind those that it needs.
-        root: Folder of the reproduction.
+        jobs: The jobs, each after those that it needs.
+        stamps: What is known of them; it learns what became of them.
         costs: Estimates what is left.
         workers: How many to run at once; they share the CPU cores.
-        extra: Further flags by command, which change no result.
+        extra: Further flags of all commands, which change no result.
         lock: File descriptor of the folder's lock, which the jobs hold too: one whose
             parent was killed may live a little longer.
         command_of: Returns how to start a command; for tests.
         show: Takes a line about each job.
     """
-    work = _Run(root, jobs, costs, show)
+    work = _Run(stamps, jobs, costs, show)
     threads = None if workers == 1 else max(cpu_cores() // workers, 1)
 
     def start(job):
-        command = [*(command_of or _command_of)(job.command), *job.arguments(root)]
-        command += (extra or {}).get(job.command, [])
-        log = Stamp(root, job).log
-        return Process(command, log, lock=lock, threads=threads)
+        command = (command_of or _command_of)(job.command)
+        command = [*command, *job.arguments(stamps.root), *extra]
+        return Process(command, stamps.log(job), lock=lock, threads=threads)
 
     try:
         while work.waiting or work.running:
@@ -88,9 +87,9 @@ def run(
 class _Run:
     """The jobs that wait, those that run, and what became of the others."""
 
-    def __init__(self, root, jobs, costs, show):
-        self.root, self.costs, self.show = root, costs, show
-        self.waiting = [job for job in jobs if not Stamp(root, job).is_done]
+    def __init__(self, stamps, jobs, costs, show):
+        self.stamps, self.costs, self.show = stamps, costs, show
+        self.waiting = [job for job in jobs if not stamps.of(job).is_done]
         self.total = len(self.waiting)
         self.running = {}
         self.outcome = Outcome()
@@ -114,7 +113,7 @@ class _Run:
         left = self.costs.left([*self.running, *self.waiting])
         self.show(f"[{number}/{self.total}] {job.title} ({left} left)")
         self.waiting.remove(job)
-        stamp = Stamp(self.root, job)
+        stamp = self.stamps.of(job)
         if stamp.has_other_settings and isinstance(job, Training):
             self._fail(job, stamp.failed)
             return
@@ -126,11 +125,11 @@ class _Run:
         ended = [job for job, (process, _) in self.running.items() if process.has_ended]
         for job in ended:
             process, begin = self.running.pop(job)
-            reason, stamp = process.wait(), Stamp(self.root, job)
-            seconds = time.monotonic() - begin
-            stamp.write(done=reason is None, seconds=seconds, failed=reason)
-            if reason is None:
-                self.costs.add(job, stamp.seconds)
+            reason, seconds = process.wait(), time.monotonic() - begin
+            done = reason is None
+            self.stamps.write(job, done=done, seconds=seconds, failed=reason)
+            if done:
+                self.costs.add(job, self.stamps.of(job).seconds)
             else:
                 self._fail(job, reason)
         return bool(ended)
@@ -151,8 +150,8 @@ class _Run:
                 process.kill()
                 process.wait()
         for job, (_, begin) in self.running.items():
-            stamp = Stamp(self.root, job)
-            stamp.write(done=False, seconds=time.monotonic() - begin)
+            seconds = time.monotonic() - begin
+            self.stamps.write(job, done=False, seconds=seconds)
 
     def _fail(self, job, reason):
         self.outcome.failed[job] = reason

@@ -5,7 +5,10 @@ from collections.abc import Mapping
 
 from pni_tf.reproduce.jobs import Evaluation, Training
 
-# Flags of each defence, behind those of a scale's recipe.
+# Flags of `bin/evaluate` by name: a value, several with commas between them, or True.
+Flags = Mapping[str, float | str | tuple[str, ...]]
+
+# Flags of each defence, after those of a scale's recipe.
 DEFENCES = {
     "vanilla": ("--pni=none", "--noadversarial", "--epoch_delay=0"),
     "adversarial": ("--pni=none",),
@@ -26,6 +29,10 @@ DEFENCES = {
 }
 _WITH_TRANSFER = ("white_box", "ensemble", "mnist")
 _DETERMINISTIC = ("vanilla", "adversarial", "madry")
+_ALL = (
+    *("table1", "table2", "table3", "table4", "table5", "table6", "table7"),
+    *("figure1", "figure2", "figure3"),
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,10 +45,6 @@ class Scale:
         recipe: Flags of `bin/train` that all trainings share.
         networks: Flags by the name of a network; the first one is the main one, which
             stands for the paper's ResNet-20.
-        recipes: Flags by defence that replace `recipe` and those of `DEFENCES`.
-        same: Defences that are another one under this recipe.
-        studies: The studies that this scale has.
-        small: Whether its jobs are too small for several cores.
         seeds: Training seeds of the main network, unless `--seeds` says another number.
         seeds_of_others: The same of the other networks.
         evaluations: Flags of `bin/evaluate` by kind.
@@ -49,6 +52,10 @@ class Scale:
         ensemble: Draws of the prediction by mean.
         cw_steps: Iterations of the longer attack of Carlini and Wagner.
         zoo_iterations: Iterations of ZOO.
+        recipes: Flags by defence that replace `recipe` and those of `DEFENCES`.
+        same: Defences that are another one under this recipe.
+        studies: The studies that this scale has.
+        small: Whether its jobs are too small for several cores.
         note: What a reader must know of the numbers.
     """
 
@@ -56,18 +63,18 @@ class Scale:
     title: str
     recipe: tuple[str, ...]
     networks: Mapping[str, tuple[str, ...]]
-    recipes: Mapping[str, tuple[str, ...]]
-    same: Mapping[str, str]
-    studies: tuple[str, ...]
-    small: bool
     seeds: int
     seeds_of_others: int
-    evaluations: Mapping[str, tuple[str, ...]]
+    evaluations: Mapping[str, Flags]
     expectation: int
     ensemble: int
     cw_steps: int
     zoo_iterations: int
-    note: str
+    recipes: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    same: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    studies: tuple[str, ...] = _ALL
+    small: bool = False
+    note: str = ""
 
     @property
     def main(self) -> str:
@@ -97,26 +104,25 @@ class Scale:
         self, kind: str, training: Training, **others: Training
     ) -> Evaluation:
         """Returns an evaluation; `others` are networks by the flag that takes them."""
-        flags = self.evaluations[kind]
+        flags = dict(self.evaluations[kind])
         if kind in _WITH_TRANSFER and training.random:
             # A deterministic network has no noise-free twin to transfer from.
-            attacks = next(flag for flag in flags if flag.startswith("--attacks="))
-            flags = tuple(f"{f},transfer" if f == attacks else f for f in flags)
+            flags["attacks"] = (*flags["attacks"], "transfer")
         return Evaluation(
             kind=kind,
             training=training,
-            flags=flags,
+            flags=tuple(_flag(name, value) for name, value in flags.items()),
             others=tuple(others.items()),
         )
 
 
-_ALL = (
-    *("table1", "table2", "table3", "table4", "table5", "table6", "table7"),
-    *("figure1", "figure2", "figure3"),
-)
+def _flag(name, value):
+    if value is True:
+        return f"--{name}"
+    return f"--{name}={','.join(value) if isinstance(value, tuple) else value}"
 
 
-def _scale(*, pgd7: float, budget: Mapping[str, tuple[str, ...]], **fields) -> Scale:
+def _scale(*, pgd7: float, budget: Mapping[str, Flags], **fields) -> Scale:
     """Returns a scale with its evaluations.
 
     Args:
@@ -126,38 +132,35 @@ def _scale(*, pgd7: float, budget: Mapping[str, tuple[str, ...]], **fields) -> S
         **fields: The other fields of the scale.
     """
     draws = fields["expectation"]
-    expectation = f"--expectation={draws}"
     pgd = f"pgd(steps=7,step_size={pgd7})"
-    white = f"--attacks=fgsm,{pgd},pgd(steps=20,expectation={draws})"
-    short_cw = "cw(initial_const=0.01,learning_rate=5e-4,steps=10)"
-    long_cw = f"cw(steps={fields['cw_steps']},expectation={draws})"
-    curves = ("--attacks=", "--curves=epsilon,steps")
-    mean = (f"--ensemble={fields['ensemble']}", "--columns=mean")
+    white = {"attacks": ("fgsm", pgd, f"pgd(steps=20,expectation={draws})")}
+    cw = (
+        "cw(initial_const=0.01,learning_rate=5e-4,steps=10)",
+        f"cw(steps={fields['cw_steps']},expectation={draws})",
+    )
+    curves = {"attacks": (), "curves": ("epsilon", "steps")}
+    mean = {"ensemble": fields["ensemble"], "columns": "mean"}
+    mnist = ("pgd(steps=40,step_size=0.01)", f"pgd(steps=100,expectation={draws})")
+    # Without one of their own, attacks are as the paper has them, or by mean.
+    single = {"expectation": 1}
     evaluations = {
-        "white_box": (white,),
-        "ensemble": (white, *mean),
-        "strong": ("--suite=strong", expectation),
-        # The mean is an expectation already.
-        "strong_ensemble": ("--suite=strong", "--expectation=1", *mean),
-        "mnist": (
-            "--attacks=fgsm,pgd(steps=40,step_size=0.01),"
-            f"pgd(steps=100,expectation={draws})",
-        ),
-        "cw": (f"--attacks={short_cw},{long_cw}",),
-        "transfer": (f"--attacks=transfer(steps=7,step_size={pgd7})",),
-        "zoo": (f"--attacks=zoo(iterations={fields['zoo_iterations']})",),
-        "checklist": ("--attacks=", "--checklist", expectation),
-        "curves": (*curves, "--expectation=1"),
-        "curves_in_expectation": (*curves, expectation, "--columns=noise_on"),
-        "certify": ("--attacks=", "--certify"),
-        "pictures": (f"--attacks={pgd}", "--pictures=1"),
+        "white_box": white | single,
+        "ensemble": white | mean | single,
+        "strong": {"suite": "strong", "expectation": draws},
+        "strong_ensemble": {"suite": "strong"} | single | mean,
+        "mnist": {"attacks": ("fgsm", *mnist)} | single,
+        "cw": {"attacks": cw} | single,
+        "transfer": {"attacks": (f"transfer(steps=7,step_size={pgd7})",)} | single,
+        "zoo": {"attacks": (f"zoo(iterations={fields['zoo_iterations']})",)} | single,
+        "checklist": {"attacks": (), "checklist": True, "expectation": draws},
+        "curves": curves | single,
+        "curves_in_expectation": curves | {"expectation": draws, "columns": "noise_on"},
+        "certify": {"attacks": (), "certify": True},
+        "pictures": {"attacks": (pgd,), "pictures": 1} | single,
     }
-    for kind in (*_WITH_TRANSFER, "cw", "transfer", "zoo", "pictures"):
-        evaluations[kind] += ("--expectation=1",)
     for kind, flags in budget.items():
-        names = {flag.partition("=")[0] for flag in flags}
-        kept = [f for f in evaluations[kind] if f.partition("=")[0] not in names]
-        evaluations[kind] = (*kept, *flags)
+        kept = {k: v for k, v in evaluations[kind].items() if k not in flags}
+        evaluations[kind] = kept | flags
     return Scale(evaluations=evaluations, **fields)
 
 
@@ -170,24 +173,21 @@ DIGITS = _scale(
         "resnet20": ("--model=resnet20",),
         "resnet8_width2": ("--width=2",),
     },
-    recipes={},
-    same={},
-    studies=_ALL,
     small=True,
     seeds=2,
     seeds_of_others=1,
     pgd7=0.04,
     budget={
-        "strong": ("--examples=90", "--expectation=5"),
-        "strong_ensemble": ("--examples=90",),
-        "curves": ("--examples=90",),
-        "curves_in_expectation": ("--examples=90",),
-        "cw": ("--examples=60",),
-        "zoo": (
-            "--attacks=zoo(iterations=150,binary_search_steps=3)",
-            "--examples=20",
-        ),
-        "checklist": ("--examples=60",),
+        "strong": {"examples": 90, "expectation": 5},
+        "strong_ensemble": {"examples": 90},
+        "curves": {"examples": 90},
+        "curves_in_expectation": {"examples": 90},
+        "cw": {"examples": 60},
+        "zoo": {
+            "attacks": ("zoo(iterations=150,binary_search_steps=3)",),
+            "examples": 20,
+        },
+        "checklist": {"examples": 60},
     },
     expectation=10,
     ensemble=5,
@@ -202,22 +202,20 @@ CPU = _scale(
     title="CIFAR-10, resnet20, a recipe for 2 CPU cores",
     recipe=("--flagfile=configs/cpu.cfg",),
     networks={"resnet20": (), "mnist": ("--flagfile=configs/cpu_mnist.cfg",)},
-    recipes={},
     same={"madry": "adversarial"},
     studies=(*("table1", "table2", "table6", "mnist"), *_ALL[7:]),
-    small=False,
     seeds=1,
     seeds_of_others=1,
     pgd7=0.01,
     budget={
-        "ensemble": ("--examples=1000",),
-        "strong": ("--examples=200", "--expectation=5"),
-        "strong_ensemble": ("--examples=200",),
-        "mnist": ("--examples=1000",),
-        "certify": ("--examples=256",),
-        "curves": ("--examples=256",),
-        "curves_in_expectation": ("--examples=256",),
-        "pictures": ("--examples=256",),
+        "ensemble": {"examples": 1000},
+        "strong": {"examples": 200, "expectation": 5},
+        "strong_ensemble": {"examples": 200},
+        "mnist": {"examples": 1000},
+        "certify": {"examples": 256},
+        "curves": {"examples": 256},
+        "curves_in_expectation": {"examples": 256},
+        "pictures": {"examples": 256},
     },
     expectation=10,
     ensemble=5,
@@ -246,22 +244,18 @@ PAPER = _scale(
         "rse": ("--flagfile=configs/rse.cfg",),
         "pixeldp": ("--flagfile=configs/pixeldp.cfg",),
     },
-    same={},
-    studies=_ALL,
-    small=False,
     seeds=5,
     seeds_of_others=5,
     pgd7=0.01,
     budget={
-        "cw": ("--examples=1000",),
-        "zoo": ("--examples=200",),
-        "checklist": ("--examples=1000",),
-        "certify": ("--examples=1000",),
+        "cw": {"examples": 1000},
+        "zoo": {"examples": 200},
+        "checklist": {"examples": 1000},
+        "certify": {"examples": 1000},
     },
     expectation=20,
     ensemble=10,
     cw_steps=1000,
     zoo_iterations=1000,
-    note="",
 )
 SCALES = {scale.name: scale for scale in (DIGITS, CPU, PAPER)}

@@ -1,16 +1,14 @@
 """Turns each part of a report into lines of Markdown, and into JSON."""
 
-import csv
 import dataclasses
 import functools
 import shutil
 import statistics
 from collections.abc import Iterable
-from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from pni_tf import files, plots
+from pni_tf import plots
 from pni_tf.reproduce.cells import (
     Alphas,
     Cell,
@@ -18,17 +16,12 @@ from pni_tf.reproduce.cells import (
     Listing,
     Part,
     Table,
-    Value,
-    count_empty,
     paper_text,
 )
-from pni_tf.reproduce.cells import (
-    read as read_cell,
-)
 from pni_tf.reproduce.comparisons import about
+from pni_tf.reproduce.results import Results, Value
 
 _NOT_RUN = "not run"
-_STYLES = {"": "o-", "EOT": "s:", "without PNI": "x-."}  # of the lines of curves
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -38,7 +31,7 @@ class Section:
     Attributes:
         lines: Paragraphs of Markdown.
         content: What `report.json` says of it.
-        attacks: The attacks behind its numbers, with all their settings, as keys.
+        attacks: The attacks that gave its numbers, with all their settings, as keys.
     """
 
     lines: list[str]
@@ -47,65 +40,56 @@ class Section:
 
 
 @functools.singledispatch
-def make(part: Part, root: Path, folder: Path, name: str) -> Section:
+def make(part: Part, results: Results, name: str) -> Section:
     """Returns a part as a section.
 
     Args:
         part: The part.
-        root: Folder of the reproduction, for figures and verdicts on single images.
-        folder: Folder of the report, with the results that count; figures go there.
+        results: What was measured; figures go into the folder of its report.
         name: Name of a figure, without its ending.
     """
     raise TypeError(f"No section for {part!r}")
 
 
 @make.register
-def _(part: Table, root: Path, folder: Path, name: str) -> Section:
+def _(part: Table, results: Results, name: str) -> Section:
     rows, content, attacks = [], [], {}
-    read = {
-        label: [read_cell(folder, cell) for cell in cells] for label, cells in part.rows
-    }
-    most = max((v.images for row in read.values() for v in row if v), default=0)
+    read = {label: [results.value(c) for c in cells] for label, cells in part.rows}
+    most = max(value.images for found in read.values() for value in found)
     for label, cells in part.rows:
-        found = read[label]
-        texts = [
-            _cell_text(folder, cell, value, most)
-            for cell, value in zip(cells, found, strict=True)
-        ]
-        rows.append([label, *texts])
-        content.append({"label": label, "cells": list(map(_cell_json, cells, found))})
+        pairs = list(zip(cells, read[label], strict=True))
+        rows.append([label, *(_cell_text(*pair, most) for pair in pairs)])
+        content.append({"label": label, "cells": [_cell_json(*pair) for pair in pairs]})
         for cell in cells:
-            attacks |= _attacks(folder, cell)
-    said, comparisons = about(root, folder, part)
-    sizes = _sizes(folder, part)
-    if any(" (n = " in text for row in rows for text in row):
+            attacks |= _attacks(results, cell)
+    said = about(results, part)
+    sizes = _sizes(part.columns, read.values())
+    if any(0 < value.images < most for found in read.values() for value in found):
         sizes += " n: on the first n images only, which may be easier or harder."
     return Section(
-        lines=[_table(["", *part.columns], rows), _bullets(said), part.note, sizes],
-        content={
-            "columns": list(part.columns),
-            "rows": content,
-            "sentences": said,
-            "comparisons": comparisons,
-        },
+        lines=[
+            *(_table(["", *part.columns], rows), _bullets(said["sentences"])),
+            *(part.note, sizes),
+        ],
+        content={"columns": list(part.columns), "rows": content, **said},
         attacks=attacks,
     )
 
 
 @make.register
-def _(part: Alphas, root: Path, folder: Path, name: str) -> Section:
+def _(part: Alphas, results: Results, name: str) -> Section:
     histories = {
-        label: [_alphas(folder / t.path / "history.csv") for t in trainings]
+        label: [results.alphas(training) for training in trainings]
         for label, trainings in part.trainings.items()
     }
     if part.figure:
-        return _alpha_figure(part, histories, folder, name)
+        return _alpha_figure(part, histories, results.folder, name)
     layers = list(
         dict.fromkeys(
             layer for found in histories.values() for h in found for layer in h
         )
     )
-    comparable = {_layer(key) for key in next(iter(part.paper.values()))} == {*layers}
+    comparable = {*next(iter(part.paper.values()))} == {*layers}
     rows, content = [], []
     for layer in layers:
         row, numbers = [layer], {}
@@ -113,17 +97,17 @@ def _(part: Alphas, root: Path, folder: Path, name: str) -> Section:
             last = [history[layer][-1] for history in found if layer in history]
             text = _mean(last)
             if comparable:
-                paper = {_layer(k): v for k, v in part.paper[label].items()}
-                text += f"<br>paper {paper[layer]:.3f}"
+                text += f"<br>paper {part.paper[label][layer]:.3f}"
             row.append(text)
             numbers[label] = last
         rows.append(row)
         content.append({"layer": layer, "alphas": numbers})
     largest = {
-        label: max((_last_of(h) for h in found if h), default=None)
+        label: max(_last_of(history) for history in found if history)
         for label, found in histories.items()
+        if any(found)
     }
-    known = [f"{label} {v:.3f}" for label, v in largest.items() if v is not None]
+    known = [f"{label} {alpha:.3f}" for label, alpha in largest.items()]
     paper = [f"{label} {max(a.values()):.3f}" for label, a in part.paper.items()]
     sentence = (
         f"The largest alpha: {', '.join(known) or _NOT_RUN}. In the paper: "
@@ -148,46 +132,40 @@ def _(part: Alphas, root: Path, folder: Path, name: str) -> Section:
 
 
 @make.register
-def _(part: Curves, root: Path, folder: Path, name: str) -> Section:
-    lines, attacks = {}, {}
-    for label, (evaluation, column) in part.evaluations.items():
-        content = files.read_json(folder / evaluation.result) or {}
-        curve = content.get("curves", {}).get(part.kind, {}).get(column, {})
-        if curve:
-            lines[label] = {float(x): entry for x, entry in curve.items()}
-            attacks |= {_attack_line(entry): None for entry in curve.values()}
+def _(part: Curves, results: Results, name: str) -> Section:
+    found, attacks = {}, {}
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
-    networks = list(dict.fromkeys(label.split(", ")[0] for label in part.evaluations))
-    for label in part.evaluations:
-        network, _, how = label.partition(", ")
-        colour = f"C{networks.index(network)}"
-        if label in lines:
-            points = lines[label]
+    for label, line in part.lines.items():
+        curves = results.content(line.evaluation).get("curves", {})
+        curve = curves.get(part.kind, {}).get(line.column)
+        colour = f"C{line.network}"
+        if curve:
+            points = found[label] = {float(x): entry for x, entry in curve.items()}
+            attacks |= {_attack_line(entry): None for entry in curve.values()}
             means = [100 * entry["accuracy_mean"] for entry in points.values()]
-            style = _STYLES[how]
-            axes.plot(list(points), means, style, color=colour, ms=4, label=label)
+            axes.plot(list(points), means, line.style, color=colour, ms=4, label=label)
         if label in part.paper:
             x, y = part.paper[label]
             axes.plot(x, y, "--", color=colour, alpha=0.5, label=f"{label}, paper")
     axes.set(xlabel=part.kind, ylabel="accuracy (%)", xscale="log", ylim=(0, 100))
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
-    places = list(dict.fromkeys(x for points in lines.values() for x in points))
+    places = list(dict.fromkeys(x for points in found.values() for x in points))
     rows = [
         [label, *(_point(points.get(x)) for x in places)]
-        for label, points in lines.items()
+        for label, points in found.items()
     ]
     sizes = [
         f"{label} {next(iter(points.values()))['images']:,}"
-        for label, points in lines.items()
+        for label, points in found.items()
     ]
-    missing = [label for label in part.evaluations if label not in lines]
+    missing = [label for label in part.lines if label not in found]
     rows += [[label, *[_NOT_RUN] * max(len(places), 1)] for label in missing]
-    said = _of_curves(part, lines)
+    said = _of_curves(part, found)
     return Section(
         lines=[
-            _save(figure, folder, name, part.title),
+            _save(figure, results.folder, name, part.title),
             _table([part.kind, *(f"{x:.3g}" for x in places or [0])], rows),
             _bullets(said),
             "Accuracy in percent under PGD with the step 2.5 × epsilon / steps (over "
@@ -197,12 +175,11 @@ def _(part: Curves, root: Path, folder: Path, name: str) -> Section:
         content={
             "curves": {
                 label: {f"{x:g}": entry["accuracy_mean"] for x, entry in points.items()}
-                for label, points in lines.items()
+                for label, points in found.items()
             },
-            "files": {label: str(part.evaluations[label][0].result) for label in lines},
+            "files": {x: str(part.lines[x].evaluation.result) for x in found},
             "pointers": {
-                label: f"/curves/{part.kind}/{part.evaluations[label][1]}"
-                for label in lines
+                x: f"/curves/{part.kind}/{part.lines[x].column}" for x in found
             },
             "sentences": said,
         },
@@ -210,15 +187,15 @@ def _(part: Curves, root: Path, folder: Path, name: str) -> Section:
     )
 
 
-def _of_curves(part, lines):
+def _of_curves(part, found):
     """Says what the ends of the lines show."""
-    if not all(label in lines for label in part.compared):
-        return [f"{' against '.join(part.compared)}: not run."]
-    ours, other = (lines[label] for label in part.compared)
     names = " against ".join(part.compared)
+    if not all(label in found for label in part.compared):
+        return [f"{names}: not run."]
+    ours, other = (found[label] for label in part.compared)
     above = sum(ours[x]["accuracy_mean"] > other[x]["accuracy_mean"] for x in ours)
     last = max(ours)
-    ends = [f"{label} {_point(points[last])}" for label, points in lines.items()]
+    ends = [f"{label} {_point(points[last])}" for label, points in found.items()]
     return [
         f"{names}: above it at {above} of {len(ours)} points, of which none is judged "
         "by itself.",
@@ -227,8 +204,8 @@ def _of_curves(part, lines):
 
 
 @make.register
-def _(part: Listing, root: Path, folder: Path, name: str) -> Section:
-    content = files.read_json(folder / part.evaluation.result) or {}
+def _(part: Listing, results: Results, name: str) -> Section:
+    content = results.content(part.evaluation)
     entry = content.get(part.entry)
     if not entry:
         # Such as pictures, where the attack has turned no image.
@@ -237,10 +214,13 @@ def _(part: Listing, root: Path, folder: Path, name: str) -> Section:
     header, *rows = part.lines(entry)
     said = part.summary(entry)
     lines = [_table(header, rows), _bullets(said), part.note]
-    if part.picture is not None and (root / part.picture_path).exists():
-        path = folder / "figures" / f"{name}.png"
-        shutil.copyfile(root / part.picture_path, path)
-        lines.insert(0, _picture(path, part.title))
+    if part.picture:
+        path = results.folder / "figures" / f"{name}.png"
+        source = results.root / part.evaluation.path / f"{part.picture}.png"
+        if source.exists():
+            shutil.copyfile(source, path)
+        if path.exists():
+            lines.insert(0, _picture(path, part.title))
     return Section(
         lines=lines,
         content={
@@ -278,23 +258,8 @@ def _alpha_figure(part, histories, folder, name):
     )
 
 
-def _alphas(path: Path) -> dict[str, list[float]]:
-    """Returns the magnitude of alpha after each epoch by layer."""
-    if not path.exists():
-        return {}
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    names = [name for name in rows[0] if name.startswith("alpha/")] if rows else []
-    return {n.removeprefix("alpha/"): [float(row[n]) for row in rows] for n in names}
-
-
 def _last_of(history):
     return max(series[-1] for series in history.values())
-
-
-def _layer(name: str) -> str:
-    """Returns our name of a layer of the paper's Table 1."""
-    return "logits" if name == "FC" else name.lower().replace(".", "_")
 
 
 def _mean(numbers: list[float]) -> str:
@@ -310,65 +275,57 @@ def _point(entry):
     return _NOT_RUN if entry is None else f"{100 * entry['accuracy_mean']:.2f}"
 
 
-def _cell_text(folder: Path, cell: Cell, value: Value | None, most: int) -> str:
+def _cell_text(cell: Cell, value: Value, most: int) -> str:
     if not cell.sources:
         return "–"
-    if value is not None:
-        text = value.text()
-    else:
-        all_ran = count_empty(folder, cell) == len(cell.sources)
-        text = "none claimed" if all_ran else _NOT_RUN
-    if value is not None and value.images < most:
+    text, paper = value.text(), paper_text(cell)
+    if 0 < value.images < most:
         text += f" (n = {value.images:,})"  # other images, so not to be compared
-    paper = paper_text(cell)
     return f"{text}<br>paper {paper}" if paper else text
 
 
-def _sizes(folder: Path, part: Table) -> str:
+def _sizes(columns: tuple[str, ...], rows: Iterable[list[Value]]) -> str:
     """Returns on how many images and draws each column was taken."""
-    columns = {}
-    for i, column in enumerate(part.columns):
-        found = [read_cell(folder, row[i]) for _, row in part.rows]
-        seeds = [seed for value in found if value is not None for seed in value.seeds]
+    by_size = {}
+    for column, values in zip(columns, zip(*rows, strict=True), strict=True):
+        seeds = [seed for value in values for seed in value.seeds]
         if seeds:
             numbers = sorted({seed.images for seed in seeds})
             size = f"{' or '.join(f'{n:,}' for n in numbers)} images"
             draws = max(seed.draws for seed in seeds)
             size += f", up to {draws} draws" if draws > 1 else ""
-            columns.setdefault(size, []).append(column)
-    parts = [f"{'; '.join(names)}: {size}" for size, names in columns.items()]
+            by_size.setdefault(size, []).append(column)
+    parts = [f"{'; '.join(names)}: {size}" for size, names in by_size.items()]
     return f"How many of each: {'. '.join(parts)}." if parts else ""
 
 
 def _cell_json(cell, value):
     if not cell.sources:
         return None
-    paper = cell.paper
-    if value is None:
-        return {"value": None, "paper": paper}
+    if not value:
+        return {"value": None, "paper": cell.paper}
     return {
         "value": value.mean,
         "std_of_draws": value.std_of_draws,
         "std_of_seeds": value.std_of_seeds,
-        "paper": paper,
+        "paper": cell.paper,
         "seeds": [dataclasses.asdict(seed) for seed in value.seeds],
     }
 
 
-def _attacks(folder: Path, cell: Cell) -> dict[str, None]:
-    """Returns the attacks behind a cell with all their settings, in order."""
+def _attacks(results: Results, cell: Cell) -> dict[str, None]:
+    """Returns the attacks that gave a cell with all their settings, in order."""
     found = {}
     for source in cell.sources:
-        content = files.read_json(folder / source.evaluation.result)
-        entry = source.entry(content) if content else None
-        if entry is None:
+        if (pointed := results.entry(source)) is None:
             continue
-        names = entry[1].get("components", [source.row])
-        if "components" in entry[1]:
+        _, entry = pointed
+        names = entry.get("components", [])
+        if names:
             # Their order is that in which they helped, which differs by network.
-            found[f"{entry[1]['scenario']}: of {', '.join(sorted(names))}"] = None
-        for other in content["columns"][source.column]:
-            named = other["scenario"] in names or other is entry[1]
+            found[f"{entry['scenario']}: of {', '.join(sorted(names))}"] = None
+        for other in results.content(source.evaluation)["columns"][source.column]:
+            named = other["scenario"] in names or other is entry
             if named and other["attack"] != "None":
                 found[_attack_line(other)] = None
     return found
@@ -380,8 +337,8 @@ def _attack_line(entry: dict) -> str:
     return f"{entry['scenario']}: {entry['attack']}{extra}"
 
 
-def _table(header: Iterable[str], rows: list[list[str]]) -> str:
-    lines = [list(header), ["---"] * len(list(header)), *rows]
+def _table(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
     return "\n".join(
         "| " + " | ".join(t.replace("|", "\\|") for t in line) + " |" for line in lines
     )

@@ -2,31 +2,34 @@
 
 from pni_tf.reproduce.attack_studies import table4, table5, table6, table7
 from pni_tf.reproduce.builder import (
+    CRAFTED,
     EOT,
     LOCATIONS,
     NOISE_OFF,
-    PAPER_COLUMNS,
     PGD7,
     STRONG,
     STRONG_WORST,
     WORST,
     Builder,
     compare,
-    paper_results,
-    row,
 )
-from pni_tf.reproduce.cells import Alphas, Cell, Claim, Curves, Listing, Part, Table
+from pni_tf.reproduce.cells import (
+    Alphas,
+    Cell,
+    Claim,
+    Curves,
+    Line,
+    Listing,
+    Part,
+    Table,
+)
 from pni_tf.reproduce.scales import Scale
 
-_PAPER_NAMES = {
-    "resnet20": "ResNet-20",
-    "resnet32": "ResNet-32",
-    "resnet20_width2": "ResNet-20 2×",
-}
+_STRICT = (PGD7, WORST, STRONG_WORST)
 
 
 def table1(build: Builder) -> list[Part]:
-    paper = paper_results()["table1"]
+    paper = build.paper["table1"]
     schemes = {
         "vanilla training": ("pni_w_vanilla", "vanilla_training"),
         "PNI not in attack": (
@@ -35,12 +38,14 @@ def table1(build: Builder) -> list[Part]:
         ),
         "PNI in attack": ("pni_w", "adversarial_training_with_pni_in_attack"),
     }
-    rows = {"fair twin (no noise)": row(build, build.training("adversarial"))}
+    twin = build.row(build.training("adversarial"))
+    rows = {"fair twin (no noise)": twin}
     for label, (defence, name) in schemes.items():
         trainings = build.training(defence)
-        rows[label] = row(build, trainings, paper["accuracy"][name])
-        rows[f"{label}, without PNI"] = row(build, trainings, column="noise off")
-    with_noise, without_noise = rows["PNI in attack"], rows["PNI not in attack"]
+        rows[label] = build.row(trainings, paper["accuracy"][name])
+        rows[f"{label}, without PNI"] = build.row(trainings, column="noise off")
+    ours, none = rows["PNI in attack"], rows["PNI not in attack"]
+    noise = "Noise in the attack of the training against"
     return [
         Alphas(
             title="Table 1, top: noise coefficient of each layer after training",
@@ -50,111 +55,85 @@ def table1(build: Builder) -> list[Part]:
             },
             paper={label: paper["alpha"][name] for label, (_, name) in schemes.items()},
         ),
-        Table(
-            title="Table 1, bottom: accuracy of these networks",
-            columns=(*PAPER_COLUMNS, *build.strict_columns),
-            rows=tuple(rows.items()),
-            claims=(
-                *compare(
-                    "Noise in the attack of the training against none there",
-                    *(with_noise, without_noise, PGD7, WORST, STRONG_WORST),
-                ),
-                *compare(
-                    "Noise in the attack of the training against the fair twin",
-                    *(
-                        with_noise,
-                        rows["fair twin (no noise)"],
-                        PGD7,
-                        WORST,
-                        STRONG_WORST,
-                    ),
-                ),
-            ),
-            note=build.strict_note + NOISE_OFF,
+        build.table(
+            "Table 1, bottom: accuracy of these networks",
+            rows,
+            [
+                *compare(f"{noise} none there", ours, none, *_STRICT),
+                *compare(f"{noise} the fair twin", ours, twin, *_STRICT),
+            ],
         ),
     ]
 
 
 def table2(build: Builder) -> list[Part]:
-    paper = paper_results()["table2"]["rows"]
-    twin_paper = paper["vanilla_adversarial_training"]["without_pni"]
-    twin = row(build, build.training("adversarial"), twin_paper)
+    paper = build.paper["table2"]["rows"]
+    twin = build.row(
+        build.training("adversarial"),
+        paper["vanilla_adversarial_training"]["without_pni"],
+    )
     # The paper has its undefended ResNet-20 in Table 3 only.
-    undefended = paper_results()["table3"]["rows"]["resnet20"]["no_defense"]
+    undefended = build.paper["table3"]["rows"]["resnet20"]["no_defense"]
     rows = {
-        "no defence": row(build, build.training("vanilla"), undefended),
+        "no defence": build.row(build.training("vanilla"), undefended),
         "fair twin (no noise)": twin,
     }
     claims = []
     for label, defence in LOCATIONS.items():
-        trainings = build.training(defence)
-        on = row(build, trainings, paper[defence]["with_pni"], column="noise on")
-        off = row(build, trainings, paper[defence]["without_pni"], column="noise off")
-        rows[f"{label}, with PNI"], rows[f"{label}, without PNI"] = on, off
+        trainings, papers = build.training(defence), paper[defence]
+        on = build.row(trainings, papers["with_pni"], column="noise on")
+        off = build.row(trainings, papers["without_pni"], column="noise off")
+        rows |= {f"{label}, with PNI": on, f"{label}, without PNI": off}
         if defence == "pni_w":
             columns = (PGD7, EOT, WORST, STRONG_WORST)
             claims += compare("PNI-W against its fair twin", on, twin, *columns)
             claims += compare("PNI-W against itself without noise", on, off, *columns)
         else:
             claims += compare(f"{label} against the fair twin", on, twin)
-    return [
-        Table(
-            title="Table 2: where the noise is",
-            columns=(*PAPER_COLUMNS, *build.strict_columns),
-            rows=tuple(rows.items()),
-            claims=tuple(claims),
-            note=build.strict_note + NOISE_OFF,
-        )
-    ]
+    return [build.table("Table 2: where the noise is", rows, claims)]
 
 
 def table3(build: Builder) -> list[Part]:
-    paper = paper_results()["table3"]["rows"]
-    papers, labels = dict(paper), dict.fromkeys(paper, "")
+    paper = build.paper["table3"]["rows"]
+    papers = {network: (network, numbers) for network, numbers in paper.items()}
     if build.scale.name != "paper":  # other networks stand for the paper's
-        order = ("resnet20", "resnet32", "resnet20_width2")
-        papers = dict(
-            zip(build.scale.networks, (paper[name] for name in order), strict=False)
-        )
-        labels = {
-            network: f" (paper: {_PAPER_NAMES[name]})"
-            for network, name in zip(papers, order, strict=False)
+        names = {
+            "resnet20": "ResNet-20",
+            "resnet32": "ResNet-32",
+            "resnet20_width2": "ResNet-20 2×",
         }
+        papers = {
+            network: (f"{network} (paper: {name})", paper[key])
+            for network, (key, name) in zip(
+                build.scale.networks, names.items(), strict=False
+            )
+        }
+    of = {
+        "no defence": ("vanilla", "no_defense", None),
+        "fair twin": ("adversarial", "vanilla_adversarial_training", None),
+        "PNI-W, with PNI": ("pni_w", "pni_w_with_pni", "noise on"),
+        "PNI-W, without PNI": ("pni_w", "pni_w_without_pni", "noise off"),
+    }
     rows, claims = {}, []
-    for network, numbers in papers.items():
-        name = network + labels[network]
-        of = {
-            "no defence": ("vanilla", "no_defense", None),
-            "fair twin": ("adversarial", "vanilla_adversarial_training", None),
-            "PNI-W, with PNI": ("pni_w", "pni_w_with_pni", "noise on"),
-            "PNI-W, without PNI": ("pni_w", "pni_w_without_pni", "noise off"),
-        }
+    for network, (name, numbers) in papers.items():
         found = {
-            label: row(
-                build, build.training(defence, network), numbers[key], column=column
+            label: build.row(
+                build.training(defence, network), numbers[key], column=column
             )
             for label, (defence, key, column) in of.items()
         }
         rows |= {f"{name}, {label}": cells for label, cells in found.items()}
         claims += compare(
             f"{network}, PNI-W against its fair twin",
-            *(found["PNI-W, with PNI"], found["fair twin"], PGD7, WORST, STRONG_WORST),
+            *(found["PNI-W, with PNI"], found["fair twin"], *_STRICT),
         )
-    return [
-        Table(
-            title="Table 3: depth and width",
-            columns=(*PAPER_COLUMNS, *build.strict_columns),
-            rows=tuple(rows.items()),
-            claims=tuple(claims),
-            note=build.strict_note + NOISE_OFF,
-        )
-    ]
+    return [build.table("Table 3: depth and width", rows, claims)]
 
 
 def mnist(build: Builder) -> list[Part]:
     """The main comparison on MNIST, of which the paper has no numbers."""
-    eot, crafted = f"PGD-100 EOT-{build.scale.expectation}", "noise-off-crafted"
-    columns = ("clean", "PGD-40", "FGSM", eot, crafted, "worst case")
+    eot = f"PGD-100 EOT-{build.scale.expectation}"
+    columns = ("clean", "PGD-40", "FGSM", eot, CRAFTED, "worst case")
     rows = {}
     for label, defence, column in (
         ("no defence", "vanilla", None),
@@ -165,9 +144,9 @@ def mnist(build: Builder) -> list[Part]:
         where = {"kind": "mnist", "column": column}
         trainings = build.training(defence, "mnist")
         cells = {name: build.cell(trainings, name, **where) for name in columns}
-        cells[crafted] = Cell()
+        cells[CRAFTED] = Cell()
         if column == "noise on":
-            cells[crafted] = build.crafted_cell(trainings, **where)
+            cells[CRAFTED] = build.crafted_cell(trainings, **where)
         strong = build.strong_cell(trainings, column=column)
         rows[label] = (*cells.values(), strong)
     return [
@@ -191,12 +170,10 @@ def mnist(build: Builder) -> list[Part]:
 
 
 def figure1(build: Builder) -> list[Part]:
-    vanilla = build.training("vanilla")[0]
-
     return [
         Listing(
             title="Figure 1: an adversarial example",
-            evaluation=build.scale.evaluation("pictures", vanilla),
+            evaluation=build.scale.evaluation("pictures", build.training("vanilla")[0]),
             entry="pictures",
             lines=_predictions,
             summary=_turned,
@@ -218,34 +195,42 @@ def figure2(build: Builder) -> list[Part]:
 
 
 def figure3(build: Builder) -> list[Part]:
-    paper = paper_results()["fig3_resnet18_pgd_accuracy"]
+    paper = build.paper["fig3_resnet18_pgd_accuracy"]
     network = "resnet18" if "resnet18" in build.scale.networks else None
-    twin = build.training("adversarial", network)[0]
-    lines = {"fair twin": (build.scale.evaluation("curves", twin), "model")}
-    for label in ("PNI-W", "PNI-A-a", "PNI-W+A-a"):
-        training = build.training(LOCATIONS[label], network)[0]
-        curves = build.scale.evaluation("curves", training)
-        strict = build.scale.evaluation("curves_in_expectation", training)
-        lines[label] = (curves, "noise on")
-        lines[f"{label}, EOT"] = (strict, "noise on")
-        lines[f"{label}, without PNI"] = (curves, "noise off")
-    names = {"fair twin": "vanilla_adversarial_training", **LOCATIONS}
-    parts = []
-    for kind, axis in (("epsilon", "by_epsilon"), ("steps", "by_steps")):
-        parts.append(
-            Curves(
-                title=f"Figure 3: PGD over {kind}",
-                kind=kind,
-                evaluations=lines,
-                compared=("PNI-W, EOT", "fair twin"),
-                paper={
-                    label: (paper[kind], paper[axis][names[label]])
-                    for label in lines
-                    if names.get(label) in paper[axis]
-                },
-            )
+    names = {"fair twin": "vanilla_adversarial_training"}
+    names |= {label: LOCATIONS[label] for label in ("PNI-W", "PNI-A-a", "PNI-W+A-a")}
+    lines = {}
+    for number, label in enumerate(names):
+        training = build.training(LOCATIONS.get(label, "adversarial"), network)[0]
+        plain, strict = (
+            build.scale.evaluation(kind, training)
+            for kind in ("curves", "curves_in_expectation")
         )
-    return parts
+        columns = {"": (plain, "model", "o-")}
+        if training.random:
+            columns = {
+                "": (plain, "noise on", "o-"),
+                ", EOT": (strict, "noise on", "s:"),
+                ", without PNI": (plain, "noise off", "x-."),
+            }
+        for how, (evaluation, column, style) in columns.items():
+            lines[label + how] = Line(
+                evaluation=evaluation, column=column, network=number, style=style
+            )
+    return [
+        Curves(
+            title=f"Figure 3: PGD over {kind}",
+            kind=kind,
+            lines=lines,
+            compared=("PNI-W, EOT", "fair twin"),
+            paper={
+                label: (paper[kind], paper[f"by_{kind}"][name])
+                for label, name in names.items()
+                if name in paper[f"by_{kind}"]
+            },
+        )
+        for kind in ("epsilon", "steps")
+    ]
 
 
 def _predictions(pictures):

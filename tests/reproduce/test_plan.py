@@ -1,14 +1,15 @@
 """Every number that a report will look for is one that `bin/evaluate` makes."""
 
+import dataclasses
+from pathlib import Path
+
 import keras
-import numpy as np
 import pytest
 from keras import layers
 
 from pni_tf import inject_pni, load_target
 from pni_tf.cli import evaluate, evaluate_run
 from pni_tf.cli.evaluate_plan import Planner
-from pni_tf.distribution.workers import Workers
 from pni_tf.reproduce.cells import Curves, Table
 from pni_tf.reproduce.jobs import Evaluation, in_order
 from pni_tf.reproduce.scales import SCALES
@@ -34,28 +35,33 @@ def plan(targets, command, monkeypatch, tmp_path):
             (folder / "flags.cfg").write_text("--dataset=digits\n--epsilon=0.1\n")
         found = {}
 
-        def look(settings, workers):
-            settings.certify = False  # which needs a PixelDP network
-            loaded, identities = evaluate_run._load(settings, ())
+        def look(model, settings, specs, workers):
+            # To certify needs a PixelDP network.
+            analyses = dataclasses.replace(settings.analyses, certify=False)
+            loaded, identities = evaluate_run._load(model, analyses, ())
             sources = {
-                str(path): targets[networks[path].random]
-                for path in settings.transfer_from
+                path: targets[networks[Path(path)].random]
+                for path in settings.attacks.transfer_from or ()
             }
             planner = Planner(
-                *(settings, sources, dict.fromkeys(sources, "digest")),
-                *(np.zeros((1, 8, 8, 1), "float32"), None, Workers()),
+                settings.attacks,
+                specs,
+                sources,
+                dict.fromkeys(sources, "digest"),
+                None,
+                1,
             )
-            for name in evaluate_run._chosen(settings, loaded):
-                scenarios = planner.scenarios(name, loaded[name], identities[name])
-                found[name] = [scenario.name for scenario in scenarios]
-            found["curves"] = settings.curves
+            for column in evaluate_run._chosen(analyses.columns, loaded):
+                rows = planner.scenarios(column, loaded[column], identities[column])
+                found[column.name] = [scenario.name for scenario in rows]
+            found["curves"] = list(analyses.curves or ())
 
         monkeypatch.setattr(evaluate_run, "evaluate", look)
         monkeypatch.setattr(evaluate_run, "_digest", lambda path: "digest")
         monkeypatch.setattr(
             evaluate_run,
             "load_target",
-            lambda path, **_: targets[networks[path].random],
+            lambda path, **_: targets[networks[Path(path)].random],
         )
         result = command(evaluate, *job.arguments(tmp_path))
         assert (result.status, result.err) == (0, "")

@@ -71,6 +71,7 @@ def evaluate(folder, draw, flags):
             lines += [f"{column},{attack},{count},{DRAWS}" for count in right]
     (folder / "per_example.csv").write_text("\n".join(lines) + "\n")
     content = {
+        "model": sys.argv[sys.argv.index("evaluate") + 1],
         "columns": columns,
         "curves": {k: dict.fromkeys(COLUMNS, curve) for k in ("epsilon", "steps")},
         "checklist": {"items": [item]},

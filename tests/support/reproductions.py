@@ -10,7 +10,8 @@ import fake_commands
 
 from pni_tf.reproduce import report, runner
 from pni_tf.reproduce.cells import Cell, Source
-from pni_tf.reproduce.jobs import Costs, in_order
+from pni_tf.reproduce.jobs import Costs, Stamps, in_order
+from pni_tf.reproduce.results import Results
 from pni_tf.reproduce.scales import SCALES
 from pni_tf.reproduce.studies import parts_of
 
@@ -40,16 +41,26 @@ def run(
 ):
     """Runs studies and writes their report; `options` are those of the stand-ins."""
     jobs = jobs_of(studies, seeds, scale)
+    stamps = Stamps(root)
     outcome = runner.run(
         jobs,
-        root,
-        Costs(root, jobs, {}),
+        stamps,
+        Costs(stamps, jobs, {}),
         workers=workers,
         command_of=commands(*options),
         show=show,
     )
+    return write(root, studies, seeds, scale, stamps), outcome
+
+
+def write(root, studies, seeds=1, scale=DIGITS, stamps=None):
+    """Writes the report of what is there, and returns its folder."""
     parts = {study: parts_of(study, scale, seeds) for study in studies}
-    return report.write(root, scale, parts, seeds), outcome
+    return report.write(scale, parts, seeds, stamps or Stamps(root))
+
+
+def results_of(root, jobs, folder=None):
+    return Results(root, folder or root, jobs)
 
 
 class Process:

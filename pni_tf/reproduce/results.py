@@ -1,0 +1,205 @@
+"""What was measured: every result of a report, read once."""
+
+import csv
+import dataclasses
+import math
+import statistics
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from pni_tf import files
+from pni_tf.evaluation.record import read_shares
+from pni_tf.reproduce.cells import Cell, Source
+from pni_tf.reproduce.jobs import Evaluation, Job
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SeedValue:
+    """The number of one training seed.
+
+    Attributes:
+        seed: The seed.
+        mean: The number; of a random network the mean over single draws.
+        std: Standard deviation over the draws; None where there are none.
+        draws: Number of draws.
+        images: Number of images.
+        file: The file that it is in, below the folder of the report.
+        pointer: Where in it, as a JSON pointer (RFC 6901).
+        one_minus: Whether the number is one minus what is there.
+    """
+
+    seed: int
+    mean: float
+    std: float | None
+    draws: int
+    images: int
+    file: str
+    pointer: str
+    one_minus: bool
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Value:
+    """The number of a cell; false if no seed has one.
+
+    Attributes:
+        seeds: Those of each training seed.
+        percent: Whether it is a share.
+        wanted: Number of training seeds that were asked for.
+        empty: Number of those that ran and had nothing to measure, such as the norm of
+            an attack that claims no image.
+    """
+
+    seeds: tuple[SeedValue, ...]
+    percent: bool
+    wanted: int
+    empty: int
+
+    def __bool__(self) -> bool:
+        return bool(self.seeds)
+
+    @property
+    def mean(self) -> float:
+        """Mean over the training seeds."""
+        return statistics.mean(seed.mean for seed in self.seeds)
+
+    @property
+    def std_of_draws(self) -> float | None:
+        """Standard deviation over draws (the root mean square of the seeds')."""
+        found = [seed.std for seed in self.seeds if seed.std is not None]
+        return math.sqrt(statistics.mean(s**2 for s in found)) if found else None
+
+    @property
+    def std_of_seeds(self) -> float | None:
+        """Standard deviation (N - 1) over training seeds; None for one."""
+        if len(self.seeds) < 2:
+            return None
+        return statistics.stdev(seed.mean for seed in self.seeds)
+
+    @property
+    def images(self) -> int:
+        """Number of images, of the seed that had the fewest; 0 without any."""
+        return min((seed.images for seed in self.seeds), default=0)
+
+    def text(self) -> str:
+        """Returns `mean ± std over draws (± std over seeds)`."""
+        if not self:
+            return "none claimed" if self.empty == self.wanted else "not run"
+        factor, form = (100, ".2f") if self.percent else (1, ".3g")
+        text = format(factor * self.mean, form)
+        if self.std_of_draws is not None:
+            text += f" ± {format(factor * self.std_of_draws, form)}"
+        if self.std_of_seeds is not None:
+            text += f" (± {format(factor * self.std_of_seeds, form)})"
+        if self.empty:
+            text += f" [none claimed by {self.empty} of {self.wanted} seeds]"
+        if len(self.seeds) + self.empty < self.wanted:
+            text += f" [{len(self.seeds) + self.empty} of {self.wanted} seeds run]"
+        return text
+
+
+class Results:
+    """The results of a reproduction.
+
+    Args:
+        root: Its folder, with figures and with the verdicts on single images.
+        folder: Folder of the report, with the results that count and with what it said
+            before.
+        jobs: The jobs whose results are read, as far as these are there.
+    """
+
+    def __init__(self, root: Path, folder: Path, jobs: Iterable[Job]):
+        self.root, self.folder = root, folder
+        before = files.read_json(folder / "report.json") or {}
+        self._before = {part["title"]: part for part in before.get("parts", [])}
+        self._contents, self._entries, self._alphas, self._shares = {}, {}, {}, {}
+        for job in jobs:
+            if isinstance(job, Evaluation):
+                content = files.read_json(folder / job.result) or {}
+                self._contents[job] = content
+                self._entries[job] = {
+                    (column, entry["scenario"]): (f"/columns/{column}/{i}", entry)
+                    for column, entries in content.get("columns", {}).items()
+                    for i, entry in enumerate(entries)
+                }
+            else:
+                self._alphas[job] = _read_alphas(folder / job.path / "history.csv")
+
+    def content(self, evaluation: Evaluation) -> dict:
+        """Returns what is in the `evaluation.json` of a job; nothing before it ran."""
+        return self._contents.get(evaluation, {})
+
+    def alphas(self, training) -> dict[str, list[float]]:
+        """Returns the magnitude of alpha after each epoch by layer."""
+        return self._alphas.get(training, {})
+
+    def said_before(self, title: str) -> dict:
+        """Returns what the report said in a part before it is written again."""
+        return self._before.get(title, {})
+
+    def entry(self, source: Source) -> tuple[str, dict] | None:
+        """Returns the JSON pointer of the scenario and its numbers, None without it."""
+        name, content = source.row, self.content(source.evaluation)
+        if not isinstance(name, str) and content:
+            # The networks lay side by side then, wherever they do now.
+            path = Path(content["model"]).with_name(source.row.path.name)
+            name = f"transfer from {path}"
+        return self._entries.get(source.evaluation, {}).get((source.column, name))
+
+    def value(self, cell: Cell) -> Value:
+        """Returns the number of a cell from the seeds that were run."""
+        seeds, empty = [], 0
+        for source in cell.sources:
+            found = self.entry(source)
+            if found is None:
+                continue
+            pointer, entry = found
+            number = entry[source.field]
+            if number is None:
+                empty += 1
+                continue
+            has_draws = source.field == "accuracy_mean" and entry["draws"] > 1
+            seeds.append(
+                SeedValue(
+                    seed=source.evaluation.seed,
+                    mean=1 - number if source.one_minus else number,
+                    std=entry["accuracy_std"] if has_draws else None,
+                    draws=entry["draws"],
+                    images=entry["images"],
+                    file=str(source.evaluation.result),
+                    pointer=f"{pointer}/{source.field}",
+                    one_minus=source.one_minus,
+                )
+            )
+        return Value(
+            seeds=tuple(seeds),
+            percent=cell.percent,
+            wanted=len(cell.sources),
+            empty=empty,
+        )
+
+    def shares(self, source: Source) -> np.ndarray | None:
+        """Returns the share of draws that are right by image; None if it is unknown."""
+        found = self.entry(source)
+        if found is None or source.field != "accuracy_mean":
+            return None
+        job, (_, entry) = source.evaluation, found
+        if job not in self._shares:
+            path = self.root / job.path / "per_example.csv"
+            self._shares[job] = read_shares(path) if path.exists() else {}
+        shares = self._shares[job].get((source.column, entry["scenario"]), np.zeros(0))
+        mean = entry["accuracy_mean"]
+        if shares.size != entry["images"] or abs(shares.mean() - mean) > 1e-6:
+            return None  # of another evaluation than the number
+        return shares
+
+
+def _read_alphas(path):
+    if not path.exists():
+        return {}
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    names = [name for name in rows[0] if name.startswith("alpha/")] if rows else []
+    return {n.removeprefix("alpha/"): [float(row[n]) for row in rows] for n in names}
