@@ -2,30 +2,23 @@
 """Compares the throughput of evaluation with that of the attack in training.
 
     python benchmarks/evaluation_speed.py
+    python benchmarks/evaluation_speed.py --quick
 
 Each row of the evaluation takes its turn after the training attack. From the time of
 the latter per forward-backward pair, and the time of a forward pass, follows what a row
 should take for the gradients, queries and scoring passes that it makes; `overhead` is
-by how much it takes longer. Tracing and the first batch are left out.
+by how much it takes longer. Tracing and the first batch are left out. `--steps` are
+those of the longest attack. `--quick` measures the first two rows.
 """
 
-import argparse
-import os
 import statistics
-import sys
 import time
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-
-import numpy as np
+import common
 import tensorflow as tf
-import workers
 
 import pni_tf
-from pni_tf.data import DATASETS
-from pni_tf.evaluation.results import Scenario
+from pni_tf.evaluation import Scenario
 
 EPSILON = 8 / 255
 DRAWS = 10
@@ -33,95 +26,71 @@ SCORING = 6 * DRAWS  # of them five sixths for the choice of the worst case
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    workers.add_options(parser)
+    parser = common.parser_of(__doc__)
+    common.add_step_options(parser)
     parser.add_argument("--rounds", type=int, default=3)
-    settings = parser.parse_args()
-    print(workers.machine(settings))
-    size = settings.batch_size
-    generator = np.random.default_rng(0)
-    images = generator.random((2 * size, *workers.IMAGE_SHAPE), dtype=np.float32)
-    labels = generator.integers(0, 10, 2 * size)
-    info = DATASETS["cifar10"]
-    network = pni_tf.build_model(
-        settings.model,
-        width=settings.width,
-        input_shape=workers.IMAGE_SHAPE,
-        num_classes=10,
-        mean=info.mean,
-        std=info.std,
-        seed=0,
+    parser.add_argument("--steps", type=int, default=100)
+    options = common.parse(parser, rounds=1, steps=2, **common.QUICK_STEP)
+    size = options.batch_size
+    images, labels = common.random_images(2 * size)
+    model = common.noisy_network(options)
+    pair, forward = training_attack(model, images[:size], labels[:size], options)
+    few, many = (
+        pni_tf.PGD(epsilon=EPSILON, step_size=0.01, steps=steps)
+        for steps in (options.attack_steps, options.steps)
     )
-    model = pni_tf.inject_pni(network, settings.pni, seed=0)
     target = pni_tf.load_target(model)
-    pair, forward = training_attack(model, images[:size], labels[:size], settings)
-    pgd = pni_tf.PGD(epsilon=EPSILON, step_size=0.01, steps=7)
-    many = pni_tf.PGD(epsilon=EPSILON, step_size=0.01, steps=100)
-    attacks = {
-        "clean": (None, 1),
-        "FGSM": (pni_tf.FGSM(epsilon=EPSILON), 1),
-        "PGD-7": (pgd, 1),
-        "PGD-100": (many, 1),
-        "PGD-7, 20 draws": (pgd, 20),
-    }
-    scenarios = [
-        Scenario(name=name, attack=attack, expectation=draws)
-        for name, (attack, draws) in attacks.items()
-    ]
-    print(
-        f"\n{settings.model}, PNI-{settings.pni.upper()}, batch {size}, "
-        f"{settings.rounds} rounds"
+    print(f"\n{'':18} {'s a batch':>10} {'pairs':>6} {'passes':>7} {'overhead':>18}")
+    rows = (
+        ("clean", None, 1),
+        ("FGSM", pni_tf.FGSM(epsilon=EPSILON), 1),
+        (f"PGD-{few.steps}", few, 1),
+        (f"PGD-{many.steps}", many, 1),
+        (f"PGD-{few.steps}, 20 draws", few, 20),
     )
-    print(f"{'':18} {'s a batch':>10} {'pairs':>6} {'passes':>7} {'overhead':>18}")
-    for scenario in scenarios:
+    for name, attack, draws in rows[:2] if options.quick else rows:
+        scenario = Scenario(name=name, attack=attack, expectation=draws)
         overheads, seconds = [], []
-        for _ in range(settings.rounds):
+        for _ in range(options.rounds):
             base, single = pair(), forward()
             taken, result = second_batch(target, images, labels, scenario, size)
             gradients = queries = 0
-            if scenario.attack is not None:
+            if attack is not None:
                 gradients = int(result.gradients[-1])
                 queries = int(result.queries[-1])
             expected = gradients * base + (queries + SCORING) * single
             seconds.append(taken)
             overheads.append(100 * (taken / expected - 1))
-        spread = (
-            f"{statistics.median(overheads):+.0f} % "
-            f"({min(overheads):+.0f} to {max(overheads):+.0f})"
-        )
+        middle, low = statistics.median(overheads), min(overheads)
+        text = f"{middle:+.0f} % ({low:+.0f} to {max(overheads):+.0f})"
         print(
-            f"{scenario.name:18} {statistics.median(seconds):10.2f} {gradients:6} "
-            f"{queries + SCORING:7} {spread:>18}",
+            f"{name:18} {statistics.median(seconds):10.2f} {gradients:6} "
+            f"{queries + SCORING:7} {text:>18}",
             flush=True,
         )
 
 
-def training_attack(model, images, labels, settings):
+def training_attack(model, images, labels, options):
     """Returns functions that time one pair and one forward pass, as training runs."""
-    attack = pni_tf.PGD(epsilon=EPSILON, step_size=0.01, steps=settings.attack_steps)
-    trainer = pni_tf.PNIAdversarialModel(model, attack=attack, seed=0)
-    target = trainer._training_attack_target
+    attack = pni_tf.PGD(epsilon=EPSILON, step_size=0.01, steps=options.attack_steps)
+    fast = pni_tf.fuse_batch_norm(model)
     images, labels = tf.constant(images), tf.constant(labels)
 
     @tf.function(autograph=False)
-    def perturb():
-        return attack.perturb(target, images, labels, seed=tf.constant([1, 2]))
+    def forward():
+        return fast(images, training=False)
 
     @tf.function(autograph=False)
-    def forward():
-        return target(images)
+    def perturb():
+        return attack.perturb(
+            lambda x: fast(x, training=False), images, labels, seed=[1, 2]
+        )
 
-    def timed(function, count):
-        function()
-
-        def seconds():
-            start = time.perf_counter()
-            function()
-            return (time.perf_counter() - start) / count
-
-        return seconds
-
-    return timed(perturb, attack.steps), timed(forward, 1)
+    perturb(), forward()
+    return (
+        lambda: common.seconds_of(perturb) / attack.steps,
+        lambda: common.seconds_of(forward),
+    )
 
 
 def second_batch(target, images, labels, scenario, size):

@@ -1,7 +1,9 @@
+#!/usr/bin/env python3
 """Is a run that was killed the run that was not?
 
     python benchmarks/kills.py --kills=20
     python benchmarks/kills.py --kills=20 --workers=2
+    python benchmarks/kills.py --quick
 
 Trains on digits with `--deterministic` and a checkpoint each 3 steps, without
 interruption. Then again, killed (SIGKILL) at random moments, every second time in the
@@ -10,23 +12,16 @@ until it is done. With two workers the victim is drawn, and the survivor must en
 itself with status 75. Exit status 1 if weights, checkpoint or history differ.
 """
 
-import argparse
 import contextlib
-import csv
-import json
-import os
 import random
-import signal
-import socket
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+import common
 import numpy as np
 
-TRAIN = Path(__file__).parents[1] / "bin" / "train"
 FLAGS = (
     *("--dataset=digits", "--model=mnist_cnn", "--width=0.1", "--pni=w+a-a"),
     *("--train_examples=400", "--test_examples=40", "--validation_split=0.2"),
@@ -34,46 +29,6 @@ FLAGS = (
     *("--learning_rate=0.02", "--drop_epochs=20,30", "--deterministic"),
     *("--checkpoint_steps=3", "--notensorboard", "--noevaluate", "--noexport"),
 )
-
-
-def start(run_dir, epochs, workers):
-    """Starts all processes of a run."""
-    ports = free_ports(workers)
-    processes = []
-    for index in range(workers):
-        environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1"}
-        extra = []
-        if workers > 1:
-            extra = ["--strategy=multi_worker"]
-            environment.update(worker_environment(ports, index))
-        log = run_dir.with_suffix(f".{index}.log").open("a")
-        command = [TRAIN, *FLAGS, f"--epochs={epochs}", f"--run_dir={run_dir}", *extra]
-        processes.append(
-            subprocess.Popen(
-                [sys.executable, *command], env=environment, stdout=log, stderr=log
-            )
-        )
-    return processes
-
-
-def worker_environment(ports, index):
-    """Returns what tells a worker on this machine of the others."""
-    cluster = {"worker": [f"127.0.0.1:{port}" for port in ports]}
-    task = {"type": "worker", "index": index}
-    return {"TF_CONFIG": json.dumps({"cluster": cluster, "task": task})}
-
-
-def free_ports(count):
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [s.getsockname()[1] for s in sockets]
-    for s in sockets:
-        s.close()
-    return ports
-
-
-def finish(processes):
-    """Waits for all; returns their statuses."""
-    return [process.wait(timeout=300) for process in processes]
 
 
 def kill(processes, run_dir, generator, while_writing, seconds):
@@ -97,71 +52,59 @@ def kill(processes, run_dir, generator, while_writing, seconds):
     if processes[victim].poll() is not None:
         return False
     writing = being_written()
-    processes[victim].send_signal(signal.SIGKILL)
-    statuses = finish(processes)
+    processes[victim].kill()
+    statuses = [process.wait(timeout=300) for process in processes]
     others = {i: s for i, s in enumerate(statuses) if i != victim}
-    done = [p.name[:-21] for p in sorted(run_dir.glob("checkpoints/epoch*"))]
+    done = [p.name[:-21] for p in common.checkpoints(run_dir)]
     print(
         f"killed worker {victim} {'while it wrote' if writing else 'at random'}; "
         f"others ended with {list(others.values())}; newest {done[-1:]}",
         flush=True,
     )
     for index, status in others.items():  # also if it had not met the victim yet
-        log = run_dir.with_suffix(f".{index}.log").read_text()
+        log = common.log_of(run_dir, index).read_text()
         assert status == 75, f"worker {index} ended with {status}:\n{log[-3000:]}"
     return True
 
 
-def arrays(path):
-    """Returns the variables of a checkpoint; the rest of it has times."""
-    with np.load(path, allow_pickle=False) as file:
-        return {name: file[name] for name in file.files if name != "state"}
-
-
-def history(run_dir):
-    with (run_dir / "history.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    return [{k: float(v) for k, v in row.items() if k != "seconds"} for row in rows]
-
-
 def compare(expected, found, tolerance):
     """Returns what differs between two finished runs."""
-    names = [
-        {p.name.rpartition("-")[0]: p for p in sorted(run.glob("checkpoints/epoch*"))}
-        for run in (expected, found)
-    ]
-    if list(names[0]) != list(names[1]):
-        return [f"checkpoints {list(names[0])} and {list(names[1])}"]
-    newest = max(names[0])
-    ours, theirs = (arrays(files[newest]) for files in names)
+    newest = [common.checkpoints(run)[-1] for run in (expected, found)]
+    names = [path.name.rpartition("-")[0] for path in newest]  # without the digest
+    if names[0] != names[1]:
+        return [f"checkpoints {names}"]
+    ours, theirs = map(common.checkpoint_variables, newest)
     problems = [k for k in ours if not np.array_equal(ours[k], theirs.get(k))]
-    rows = [history(run) for run in (expected, found)]
+    rows = [common.history(run) for run in (expected, found)]
     if [r["epoch"] for r in rows[0]] != [r["epoch"] for r in rows[1]]:
         problems.append("epochs of history.csv")
     for a, b in zip(*rows, strict=False):
-        for name in a:
+        for name in a.keys() - {"seconds"}:
             if not np.isclose(a[name], b[name], rtol=tolerance, atol=0, equal_nan=True):
                 problems.append(f"epoch {a['epoch']:.0f}: {name} {a[name]} {b[name]}")
     return problems
 
 
 def main():
-    parser = argparse.ArgumentParser()
+    parser = common.parser_of(__doc__)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
+    options = common.parse(parser, kills=1, epochs=2)
     generator = random.Random(options.seed)
     # Metrics of an epoch are added up over the workers, in another order after a kill.
     tolerance = 0 if options.workers == 1 else 1e-6
+    flags = (*FLAGS, f"--epochs={options.epochs}")
+
+    def start(run_dir):
+        return common.start_training(
+            run_dir, flags, workers=options.workers, CUDA_VISIBLE_DEVICES="-1"
+        )
+
     with tempfile.TemporaryDirectory() as folder:
         whole = Path(folder) / "whole"
-        begin = time.monotonic()
-        assert finish(start(whole, options.epochs, options.workers)) == (
-            [0] * options.workers
-        )
-        seconds = time.monotonic() - begin
+        seconds = common.seconds_of(lambda: common.finish_training(start(whole), whole))
         print(f"without interruption: {seconds:.0f} s", flush=True)
         kills, run, problems = 0, 0, []
         while kills < options.kills:
@@ -169,15 +112,12 @@ def main():
             run_dir = Path(folder) / f"killed{run}"
             running = True
             while running and kills < options.kills:
-                processes = start(run_dir, options.epochs, options.workers)
+                processes = start(run_dir)
                 running = kill(
                     processes, run_dir, generator, kills % 2 == 1, 0.8 * seconds
                 )
                 kills += running
-            if running:
-                processes = start(run_dir, options.epochs, options.workers)
-            statuses = finish(processes)
-            assert statuses == [0] * options.workers, statuses
+            common.finish_training(start(run_dir) if running else processes, run_dir)
             found = compare(whole, run_dir, tolerance)
             print(f"run {run} is done, after {kills} kills in all: {found or 'same'}")
             problems += found

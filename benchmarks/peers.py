@@ -1,15 +1,8 @@
 """What the comparisons with Foolbox and ART share: networks, attacks, scoring."""
 
-import os
-import platform
-import sys
-from importlib import metadata
-from pathlib import Path
 from types import SimpleNamespace
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-
+import common  # first: it makes TensorFlow quiet
 import foolbox as fb
 import numpy as np
 import tensorflow as tf
@@ -27,13 +20,13 @@ if not hasattr(tf.keras.losses, "Reduction"):
     )
 
 
-def add_options(parser):
-    """Adds the options of both scripts."""
+def parser_of(docstring):
+    """Returns a parser with the options of both scripts."""
+    parser = common.parser_of(docstring)
     parser.add_argument(
         "--model",
         required=True,
-        help="run directory, .keras file or SavedModel of a deterministic network; or "
-        "the name of an architecture, which stays untrained (for speed only)",
+        help="run directory, .keras file or SavedModel of a deterministic network",
     )
     parser.add_argument("--dataset", choices=tuple(EPSILON), default="digits")
     parser.add_argument("--data_dir", help="of TensorFlow Datasets")
@@ -45,6 +38,10 @@ def add_options(parser):
     parser.add_argument("--cw_learning_rate", type=float, default=1e-2)
     parser.add_argument("--cw_initial_const", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
+    return parser
+
+
+QUICK = {"examples": 2, "steps": 2, "cw_steps": 2, "cw_binary_search_steps": 1}
 
 
 class Victim:
@@ -54,7 +51,6 @@ class Victim:
         target: As `pni_tf.load_target` returns it.
         compiled: Its forward pass as a `tf.function`, for batches of any size.
         images, labels: NumPy arrays.
-        untrained: Whether the weights are random.
     """
 
     def __init__(self, options):
@@ -63,23 +59,13 @@ class Victim:
         )
         self.images = data.test.images_float()[: options.examples]
         self.labels = data.test.labels[: options.examples]
-        self.untrained = not Path(options.model).exists()
-        source = options.model
-        if self.untrained:
-            source = pni_tf.build_model(
-                options.model,
-                input_shape=data.info.image_shape,
-                num_classes=data.info.num_classes,
-            )
-        self.target = pni_tf.load_target(source)
+        self.target = pni_tf.load_target(options.model)
         if self.target.stochastic:
             raise SystemExit("The comparison is of deterministic networks.")
         self.spec = tf.TensorSpec([None, *self.target.image_shape], tf.float32)
         self.compiled = tf.function(
             self.target.logits, input_signature=[self.spec], autograph=False
         )
-        if self.untrained:
-            self.labels = self.target.predict(self.images)
         self.epsilon = options.epsilon or EPSILON[options.dataset]
 
     def fooled(self, adversarial):
@@ -92,15 +78,13 @@ class Victim:
         parts = [self.compiled(adversarial[i : i + 100]) for i in range(0, count, 100)]
         return np.argmax(np.concatenate(parts), -1) != self.labels[:count]
 
+    def change(self, adversarial):
+        """Returns what an attack has added to the images."""
+        return np.float64(adversarial) - self.images[: len(adversarial)]
+
     def l2(self, adversarial):
         """Returns the Euclidean norm of each change, `[N]`."""
-        change = np.float64(adversarial) - self.images[: len(adversarial)]
-        return np.sqrt(np.sum(change**2, (1, 2, 3)))
-
-    def linf(self, adversarial):
-        """Returns the largest change of a pixel."""
-        change = np.float64(adversarial) - self.images[: len(adversarial)]
-        return np.abs(change).max()
+        return np.sqrt(np.sum(self.change(adversarial) ** 2, (1, 2, 3)))
 
 
 class Ours:
@@ -128,10 +112,29 @@ class Ours:
         self.queries = int(np.sum(queries))
         return found.numpy()
 
-    @property
-    def traces(self):
-        """Number of times that the attack was traced."""
-        return self.graph.experimental_get_tracing_count()
+
+def pgd_settings(victim, steps):
+    """Returns the settings of PGD: for ours, for Foolbox and for ART."""
+    size = 2.5 * victim.epsilon / steps
+    return (
+        {"epsilon": victim.epsilon, "step_size": size, "steps": steps},
+        {"abs_stepsize": size, "steps": steps},
+        {"eps": victim.epsilon, "eps_step": size, "max_iter": steps},
+    )
+
+
+def carlini_wagner(options, abort_early):
+    """Returns the C&W attack of ours and that of Foolbox."""
+    shared = {
+        "steps": options.cw_steps,
+        "binary_search_steps": options.cw_binary_search_steps,
+        "initial_const": options.cw_initial_const,
+        "confidence": 0,
+        "abort_early": abort_early,
+    }
+    rate = options.cw_learning_rate
+    ours = pni_tf.CarliniWagnerL2(learning_rate=rate, **shared)
+    return ours, fb.attacks.L2CarliniWagnerAttack(stepsize=rate, **shared)
 
 
 def foolbox_attack(attack, network, epsilon=None):
@@ -178,30 +181,3 @@ def art_attack(name, network, victim, **settings):
         return attack.generate(images, labels)
 
     return run
-
-
-def in_batches(run, images, labels, size, seed):
-    """Attacks the images in batches of at most `size`."""
-    parts = [
-        run(images[i : i + size], labels[i : i + size], seed + i)
-        for i in range(0, len(images), size)
-    ]
-    return np.concatenate(parts)
-
-
-def print_machine():
-    """Prints what the times and the numbers depend on."""
-    names = ("tensorflow", "keras", "foolbox", "adversarial-robustness-toolbox")
-    versions = ", ".join(f"{name} {metadata.version(name)}" for name in names)
-    cpu = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        text = Path("/proc/cpuinfo").read_text()
-        cpu = next(
-            (x.split(": ")[1] for x in text.split("\n") if "model name" in x), ""
-        )
-    gpus = len(tf.config.list_physical_devices("GPU"))
-    load = os.getloadavg()[0]
-    print(f"{os.cpu_count()} CPUs ({cpu}), {gpus} GPUs, load {load:.1f} at the start")
-    print(
-        f"pni_tf {pni_tf.__version__}, {versions}, Python {platform.python_version()}"
-    )

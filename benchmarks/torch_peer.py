@@ -8,6 +8,7 @@ and fused SGD.
 """
 
 import copy
+import functools
 import itertools
 
 import torch
@@ -37,7 +38,10 @@ class _Noisy:
 
 
 class NoisyConv(_Noisy, nn.Conv2d):
-    """Convolution with noise on its kernel."""
+    """Convolution with noise on its kernel, and "same" padding."""
+
+    def __init__(self, inputs, outputs, size, stride, **kwargs):
+        super().__init__(inputs, outputs, size, stride, size // 2, bias=False, **kwargs)
 
     def forward(self, x):
         return self._conv_forward(x, self.noisy_weight(), self.bias)
@@ -79,18 +83,7 @@ class Network(nn.Module):
 
     def __init__(self, name, width, item_sigma):
         super().__init__()
-
-        def conv(inputs, outputs, size, stride):
-            return NoisyConv(
-                inputs,
-                outputs,
-                size,
-                stride,
-                size // 2,
-                bias=False,
-                item_sigma=item_sigma,
-            )
-
+        conv = functools.partial(NoisyConv, item_sigma=item_sigma)
         if name == "resnet18":
             channels, blocks, stages, projection = round(64 * width), 2, 4, True
         else:
@@ -150,14 +143,11 @@ class Trainer:
         if self.tuned:
             self.model.to(memory_format=torch.channels_last)
             self.images = self.images.to(memory_format=torch.channels_last)
-        decayed, alphas = [], []
-        for name, parameter in self.model.named_parameters():
-            (alphas if name.endswith("alpha") else decayed).append(parameter)
+        named = list(self.model.named_parameters())
+        alphas = [value for name, value in named if name.endswith("alpha")]
+        others = [value for name, value in named if not name.endswith("alpha")]
         self.optimizer = torch.optim.SGD(
-            [
-                {"params": decayed, "weight_decay": WEIGHT_DECAY},
-                {"params": alphas, "weight_decay": 0.0},
-            ],
+            [{"params": others, "weight_decay": WEIGHT_DECAY}, {"params": alphas}],
             lr=0.1,
             momentum=0.9,
             nesterov=True,
@@ -175,45 +165,36 @@ class Trainer:
     def _attacked(self, variables, x):
         return functional_call(self.model, variables, (x,))
 
-    def _attack_tuned(self, labels):
-        # Detached, or the compiled backward pass would compute their gradients.
-        variables = {
-            name: value.detach()
-            for name, value in itertools.chain(
+    def _attack(self, labels):
+        if self.tuned:
+            # Detached, or the compiled backward pass would compute their gradients.
+            named = itertools.chain(
                 self.model.named_parameters(), self.model.named_buffers()
             )
-        }
-        self.model.eval()
-        x = self._start()
+            network = functools.partial(
+                self.attacked, {name: value.detach() for name, value in named}
+            )
+            self.model.eval()
+        else:
+            network = copy.deepcopy(self.model).eval()
+        lower, upper = self.images - self.epsilon, self.images + self.epsilon
+        noise = torch.empty_like(self.images).uniform_(-self.epsilon, self.epsilon)
+        x = (self.images + noise).clamp(0, 1)
         for _ in range(self.steps):
             x.requires_grad_()
             with self._autocast():
-                logits = self.attacked(variables, x)
-            (gradient,) = torch.autograd.grad(self._loss(logits, labels), x)
+                logits = network(x)
+            loss = self._loss(logits, labels)
+            if self.tuned:
+                (gradient,) = torch.autograd.grad(loss, x)
+            else:
+                loss.backward()
+                gradient = x.grad
             with torch.no_grad():
-                x = self._project(x + self.step_size * gradient.sign())
+                x = x + self.step_size * gradient.sign()
+                x = torch.minimum(torch.maximum(x, lower), upper).clamp(0, 1)
         self.model.train()
         return x.detach()
-
-    def _attack_eager(self, labels):
-        model = copy.deepcopy(self.model).eval()
-        x = self._start()
-        for _ in range(self.steps):
-            x.requires_grad_()
-            with self._autocast():
-                logits = model(x)
-            self._loss(logits, labels).backward()
-            with torch.no_grad():
-                x = self._project(x + self.step_size * x.grad.sign())
-        return x.detach()
-
-    def _start(self):
-        noise = torch.empty_like(self.images).uniform_(-self.epsilon, self.epsilon)
-        return (self.images + noise).clamp(0, 1)
-
-    def _project(self, x):
-        lower, upper = self.images - self.epsilon, self.images + self.epsilon
-        return torch.minimum(torch.maximum(x, lower), upper).clamp(0, 1)
 
     def step(self):
         """Takes one step and returns its loss."""
@@ -221,8 +202,7 @@ class Trainer:
         with self._autocast():
             clean = self.forward(self.images)
         clean_loss = self._loss(clean, self.labels)
-        attack = self._attack_tuned if self.tuned else self._attack_eager
-        adversarial = attack(clean.detach().argmax(1))
+        adversarial = self._attack(clean.detach().argmax(1))
         with self._autocast():
             logits = self.forward(adversarial)
         loss = 0.5 * clean_loss + 0.5 * self._loss(logits, self.labels)
