@@ -21,10 +21,7 @@ sys.path.insert(0, str(ROOT))  # so that the scripts run without an installation
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 IMAGE_SHAPE = (32, 32, 3)
-PACKAGES = (
-    *("pni_tf", "tensorflow", "keras", "torch", "foolbox"),
-    "adversarial-robustness-toolbox",
-)
+PACKAGES = "pni_tf tensorflow keras torch foolbox adversarial-robustness-toolbox"
 
 
 def parser_of(docstring):
@@ -51,7 +48,7 @@ def parse(parser, **quick):
         parser.set_defaults(**quick)
     options = parser.parse_args()
     versions = [f"Python {platform.python_version()}"]
-    for package in PACKAGES:
+    for package in PACKAGES.split():
         try:
             versions.append(f"{package} {metadata.version(package)}")
         except metadata.PackageNotFoundError:

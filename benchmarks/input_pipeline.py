@@ -2,7 +2,6 @@
 """Measures the input pipeline of training alone, on as many images as CIFAR-10 has.
 
     python benchmarks/input_pipeline.py
-    python benchmarks/input_pipeline.py --batch_size=512 --batches=100
     python benchmarks/input_pipeline.py --quick
 
 Prints milliseconds a batch and images a second, without and with augmentation.

@@ -98,7 +98,7 @@ def main():
         if options.overhead:
             overhead(Path(folder))
         else:
-            extra = QUICK if options.quick else ()
+            extra = QUICK * options.quick
             equality(Path(folder), options.rates, options.devices, extra)
 
 

@@ -18,48 +18,44 @@ import common
 TRAINING_IMAGES = {"digits": 1293, "mnist": 60_000, "cifar10": 50_000}
 
 
-def recipe(config):
-    """Returns the settings of a config, as `bin/train` has them, and its trainer.
+def settings_of(config):
+    """Returns the settings of `bin/train --flagfile=CONFIG`, in the adversarial phase.
 
-    This is the one place in benchmarks/ that reads a config without the command line.
+    This is the one place in benchmarks/ that reads a config without the command.
     """
-    from absl import flags
+    from absl.flags import FLAGS
 
-    from pni_tf.cli import app, train_flags
-    from pni_tf.data import DATASETS, Dataset, Split
-    from pni_tf.distribution.workers import Workers
-    from pni_tf.training.assembly import compiled_trainer
+    from pni_tf.cli import flags
+    from pni_tf.settings.training import TrainingRun
 
-    if "learning_rate" not in flags.FLAGS:
-        train_flags.define()
-    flags.FLAGS.unparse_flags()
-    # The adversarial phase, and one process.
+    if "learning_rate" not in FLAGS:
+        flags.define(TrainingRun)
+    FLAGS.unparse_flags()
     argv = ["step_time", f"--flagfile={config}", "--epoch_delay=0", "--strategy=none"]
-    flags.FLAGS(app.expand_flagfiles(argv))
-    settings = train_flags.settings()
-    settings.drop_epochs = [int(epoch) for epoch in settings.drop_epochs]
-    info = DATASETS[settings.dataset]
-    images, labels = common.random_images(
-        settings.batch_size, info.image_shape, info.num_classes
-    )
-    split = Split((255 * images).astype("uint8"), labels)
-    dataset = Dataset(info, split, None, split)
-    return settings, compiled_trainer(settings, dataset, Workers()), (images, labels)
+    FLAGS(flags.expand_flagfiles(argv))
+    return flags.read(TrainingRun)
 
 
 def measure(config, steps):
     import tensorflow as tf
 
-    settings, trainer, batch = recipe(config)
+    import pni_tf
+    from pni_tf.data import DATASETS
+
+    settings = settings_of(config)
+    chosen, dataset = settings.recipe.optimisation, settings.data.dataset
+    info, size, epochs = DATASETS[dataset], chosen.batch_size, chosen.epochs
+    count = -(-TRAINING_IMAGES[dataset] // size)
+    trainer = pni_tf.assemble_trainer(settings.recipe, info, steps_per_epoch=count)
+    batch = common.random_images(size, info.image_shape, info.num_classes)
     batch = tuple(map(tf.constant, batch))
     step = tf.function(lambda: trainer.train_step(batch), autograph=False)
     step()
     seconds = statistics.median(common.seconds_of(step) for _ in range(steps))
-    epoch = seconds * -(-TRAINING_IMAGES[settings.dataset] // settings.batch_size)
-    hours = epoch * settings.epochs / 3600
     return (
-        f"{Path(config).name:40} {seconds:8.3f} s/step  {epoch / 60:7.1f} min/epoch  "
-        f"{hours:7.1f} h for {settings.epochs} epochs  {common.peak_memory():5.1f} GiB"
+        f"{Path(config).name:40} {seconds:8.3f} s/step  {seconds * count / 60:7.1f} "
+        f"min/epoch  {seconds * count * epochs / 3600:7.1f} h for {epochs} epochs  "
+        f"{common.peak_memory():5.1f} GiB"
     )
 
 

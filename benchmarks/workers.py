@@ -26,8 +26,6 @@ def add_options(parser):
 class Worker:
     """A process that holds one competitor and takes a training step when asked to.
 
-    Use it as a context manager.
-
     Args:
         name: One of `OURS` or `PEERS`.
         options: What `add_options` parsed.

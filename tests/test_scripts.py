@@ -48,9 +48,9 @@ NOT_RUN = {
     r"git": "it needs the server",
     r"tensorboard": "it is a server of another project",
     r"tfds": "it downloads",
-    r"export 'TF_CONFIG|for index|done|wait": "tests/test_build.py reads the clusters",
+    r"export 'TF_CONFIG|for index|done|wait": "test_docs_scaling.py reads the clusters",
     r"sbatch|srun|scontrol|case|137$|'143|'\['|esac|exit": "it needs Slurm",
-    r"kubectl|kubernetes-validate": "tests/test_build.py validates the manifest",
+    r"kubectl|kubernetes-validate": "test_docs_scaling.py validates the manifest",
     r"python (benchmarks/keep_report|reports/keep).py": "tests/test_kept_reports.py",
     r"python benchmarks/fuzz": "tests/test_fuzz.py",
 }
@@ -102,8 +102,8 @@ SMALL = (
     *("--epochs=1", "--train_examples=64", "--test_examples=8", "--width=0.25"),
     *("--attack_steps=1", "--noevaluate", "--nocompare_undefended"),
 )
-# A command of each program, from its start to its end; tests/test_end_to_end.py looks
-# at what they write.
+# A command of each program, from its start to its end. What they write is looked at in
+# tests/cli/test_end_to_end.py.
 WHOLE = (
     (["bin/train", "--flagfile=configs/digits_pni_w.cfg", *SMALL], "saved_model "),
     (
@@ -232,14 +232,14 @@ def test_a_script_prints_its_numbers(name, results):
     if missing := is_missing(name):
         pytest.skip(f"{missing} is not installed")
     result = results[name]
-    assert result["status"] == 0, result["output"]
+    assert result["status"] == 0, result["errors"]
     assert re.search((SCRIPTS | STARTERS)[name][1], result["output"]), result["output"]
 
 
 @pytest.mark.parametrize(("argv", "printed"), WHOLE, ids=[argv[0] for argv, _ in WHOLE])
 def test_a_program_runs_to_its_end(argv, printed, results):
     result = results[argv[0]]
-    assert result["status"] == 0, result["output"]
+    assert result["status"] == 0, result["errors"]
     assert re.search(printed, result["output"]), result["output"]
 
 
@@ -259,7 +259,7 @@ def test_a_printed_command_is_valid(
         if argv[0] == "-c":
             exec(argv[1], {})
         else:
-            assert results[command_line]["status"] == 0, results[command_line]["output"]
+            assert results[command_line]["status"] == 0, results[command_line]["errors"]
         return
     assert program in PROGRAMS, "neither run here nor in the table of what is not"
     module = PROGRAMS[program]
@@ -308,7 +308,7 @@ def table(request, results):
     name = f"attack_with_{request.param}"
     if missing := is_missing(name):
         pytest.skip(f"{missing} is not installed")
-    assert results[name]["status"] == 0, results[name]["output"]
+    assert results[name]["status"] == 0, results[name]["errors"]
     return parsed(results[name]["output"])
 
 

@@ -4,7 +4,7 @@
 
 Jobs are a JSON list of `[path, *arguments]`. A first word `--parse` instead of a path
 stops a script after it has read its command line. Results are a JSON list of
-`{"status", "output", "seconds"}`.
+`{"status", "output", "errors", "seconds"}`.
 """
 
 import argparse
@@ -34,7 +34,8 @@ parse = argparse.ArgumentParser.parse_args
 def run(job):
     only_parse = job[0] == "--parse"
     script, *_ = argv = job[only_parse:]
-    output, start, status = io.StringIO(), time.perf_counter(), 0
+    output, errors = io.StringIO(), io.StringIO()
+    start, status = time.perf_counter(), 0
     stop = contextlib.nullcontext()
     if only_parse:
         stop = mock.patch.object(
@@ -42,7 +43,7 @@ def run(job):
         )
     with (
         contextlib.redirect_stdout(output),
-        contextlib.redirect_stderr(output),
+        contextlib.redirect_stderr(errors),
         mock.patch.object(sys, "argv", argv),
         mock.patch.object(sys, "path", [str(Path(script).parent), *sys.path]),
         flagsaver.flagsaver(),  # which removes the flags that a command defines
@@ -53,12 +54,17 @@ def run(job):
         except SystemExit as end:
             status = end.code or 0
         except Exception:
-            traceback.print_exc()
+            traceback.print_exc(file=errors)
             status = 1
     if only_parse:
         status = int(status != "parsed")
     seconds = time.perf_counter() - start
-    return {"status": status, "output": output.getvalue(), "seconds": seconds}
+    return {
+        "status": status,
+        "output": output.getvalue(),
+        "errors": errors.getvalue(),
+        "seconds": seconds,
+    }
 
 
 if __name__ == "__main__":
