@@ -58,6 +58,7 @@ setup(
         "examples": ATTACK_TOOLS,
         "peers": ["torch>=2.6", *ATTACK_TOOLS],  # what benchmarks/ compares with
         "test": [
+            "hypothesis>=6.150",
             "pytest>=8",
             "pytest-xdist>=3.6",
             "ruff>=0.6",

@@ -68,74 +68,6 @@ def value_of(settings, name):
     return found
 
 
-NUMBERS = (
-    "width",
-    "pni_alpha",
-    "epsilon",
-    "attack_step_size",
-    "clean_weight",
-    "adversarial_weight",
-    "learning_rate",
-    "momentum",
-    "drop_factor",
-    "weight_decay",
-    "validation_split",
-    "checkpoint_minutes",
-    "rse_first",
-    "rse_others",
-    "pixeldp_bound",
-)
-ENUMS = {
-    "noise": "from: pni, rse, pixeldp",
-    "pixeldp_distribution": "from: gaussian, laplace",
-    "pni": "from: w, a-a, a-b, i, w+a-a, w+a-b, none",
-    "pni_granularity": "from: layerwise, channelwise, elementwise",
-    "pni_sigma": "from: batch, example",
-    "attack_labels": "from: predicted, true",
-    "optimizer": "from: sgd, adam",
-    "schedule": "from: constant, piecewise, cosine",
-    "strategy": "from: none, mirrored, multi_worker, tpu",
-    "mixed_precision": "from: none, float16, bfloat16",
-    "jit": "from: auto, on, off",
-}
-COUNTS = (
-    "train_examples",
-    "test_examples",
-    "attack_steps",
-    "validation_draws",
-    "epochs",
-    "batch_size",
-    "eval_draws",
-    "eval_expectation",
-    "eval_ensemble",
-    "eval_examples",
-    "base_batch_size",
-    "checkpoint_steps",
-    "keep_checkpoints",
-    "cpu_devices",
-    "cluster_timeout",
-)
-CONTRADICTIONS = (
-    ("--width=0", "--width"),
-    ("--noadversarial --nonoise_in_attack", "--nonoise_in_attack"),
-    ("--pni=none --nonoise_in_attack", "--nonoise_in_attack"),
-    ("--pni=none --eval_ensemble=5", "--eval_ensemble"),
-    ("--noise=pixeldp --pixeldp_bound=0", "--pixeldp_bound"),
-    ("--warmup_epochs=1", "--schedule=cosine"),
-    ("--schedule=cosine --warmup_epochs=3 --epochs=3", "--warmup_epochs=3"),
-    ("--noadversarial --epoch_delay=1", "--epoch_delay"),
-    ("--epochs=3 --epoch_delay=3", "--epoch_delay=3"),
-    ("--clean_weight=0 --adversarial_weight=0", "--clean_weight"),
-    ("--strategy=mirrored --jit=on", "--jit=on"),
-    ("--strategy=multi_worker --jit=on", "--jit=on"),
-    ("--cpu_devices=2", "--cpu_devices=2"),
-    ("--strategy=multi_worker --cpu_devices=2", "--cpu_devices=2"),
-    ("--pni=none --noadversarial --compare_undefended", "--compare_undefended"),
-    ("--drop_epochs=120,80", "--drop_epochs"),
-    ("--drop_epochs=80,80", "--drop_epochs"),
-)
-
-
 STEPS = (0, 10, 20, 30, 39)
 
 
@@ -143,54 +75,16 @@ class TestTrainFlags:
     @pytest.mark.parametrize(
         ("argv", "words"),
         [
+            # One of each kind; tests/properties/ has all flags and odd values.
             (["--no_such_flag=1"], ["no_such_flag"]),
-            (["--notadversarial"], ["notadversarial"]),
             (["digits"], ["expected 0 arguments", "digits"]),
             (["--", "--epochs=2"], ["expected 0 arguments", "--epochs=2"]),
-            *([[f"--{name}=q"], [f"--{name}=q", text]] for name, text in ENUMS.items()),
-            *(
-                [[f"--{name}={value}"], [f"--{name}={value}"]]
-                for name in COUNTS
-                for value in (0, -1, 1.5, "a")
-            ),
-            *(
-                [[f"--{name}={value}"], [f"--{name}={value}"]]
-                for name in ("epoch_delay", "warmup_epochs", "seed")
-                for value in (-1, 1.5, "nan")
-            ),
-            (["--seed=2147483648"], ["--seed=2147483648"]),
-            *(
-                [[f"--{name}=2147483648"], [f"--{name}=2147483648", "to 2147483647"]]
-                for name in COUNTS
-                if name != "cpu_devices"
-            ),
-            # Whose fraction would take hours.
-            (["--epsilon=1e999999999"], ["--epsilon=1e999999999"]),
-            (["--epsilon=1e39"], ["--epsilon=1e39"]),
-            (["--drop_epochs=2147483648"], ["--drop_epochs=2147483648"]),
-            ([f"--drop_epochs={'9' * 5000}"], ["--drop_epochs=99"]),
-            *(
-                [[f"--{name}={value}"], [f"--{name}={value}", "empty"]]
-                for name in ("run_dir", "data_dir", "dataset", "tpu")
-                for value in ("", " ", "a ")
-            ),
-            *(
-                [[f"--run_dir={value}"], [repr(f"--run_dir={value}"), "line break"]]
-                for value in ("a\nb", "a\n--epochs=1", "\u2028", "\x00", "\udcff")
-            ),
-            *(
-                [[f"--{name}={value}"], [f"--{name}={value}"]]
-                for name in NUMBERS
-                for value in (-1, "-1/255", "nan", "inf", "-inf", "1/0", "1e999", "a")
-            ),
-            (["--momentum=1.01"], ["--momentum=1.01"]),
-            (["--validation_split=1"], ["--validation_split=1"]),
-            *(
-                [[f"--{name}={value}"], [f"--{name}={value}", "such as 7,40"]]
-                for name in ("eval_steps", "drop_epochs")
-                for value in ("", "0", "7,-1", "7,a", "7;40", "1.5", "7,,40", "²")
-            ),
-            *([argv.split(), [word]] for argv, word in CONTRADICTIONS),
+            (["--pni=q"], ["--pni=q", "from: w, a-a, a-b, i"]),
+            (["--epochs=2147483648"], ["--epochs=2147483648", "to 2147483647"]),
+            (["--run_dir=a "], ["--run_dir=a ", "empty"]),
+            (["--run_dir=a\n--epochs=1"], ["'--run_dir=a\\n--epochs=1'", "line break"]),
+            (["--epsilon=1/0"], ["--epsilon=1/0", "such as 8/255"]),
+            (["--eval_steps=7,,40"], ["--eval_steps=7,,40", "such as 7,40"]),
         ],
         ids=lambda value: " ".join(value) if value and value[0][:1] == "-" else "",
     )
@@ -601,19 +495,11 @@ class TestEvaluateFlags:
             (["a", "b", *ON_DIGITS], ["expected 1 argument", "'a', 'b'"]),
             (["a", "--no_such_flag"], ["no_such_flag"]),
             (["good.keras", "--epsilons=0.1"], ["--dataset=NAME"]),
-            *(
-                [
-                    ["good.keras", "--dataset=digits", f"--epsilons={value}"],
-                    [f"--epsilons={value}", "such as 8/255"],
-                ]
-                for value in ("", "-1", "0.1,nan", "inf", "1/0", "1e999", "a", "0.1;1")
+            (
+                ["good.keras", "--dataset=digits", "--epsilons=0.1,nan"],
+                ["--epsilons=0.1,nan", "such as 8/255"],
             ),
             (["good.keras", "--dataset=digits"], ["--epsilons="]),
-            *(
-                [["good.keras", *ON_DIGITS, f"--{name}={value}"], [f"--{name}={value}"]]
-                for name in ("expectation",)
-                for value in ("", "0", "-7", "7,a", "1.5")
-            ),
             *(
                 (["good.keras", *ON_DIGITS, f"--attacks={value}"], words)
                 for value, words in (
@@ -631,9 +517,6 @@ class TestEvaluateFlags:
                     ("cw(epsilon=0.1)", ["cw(epsilon=0.1)", "no setting epsilon"]),
                     ("pgd(channels=1)", ["pgd(channels=1)", "no setting channels"]),
                     ("pgd(steps=1,steps=2)", ["steps is given twice", "pgd"]),
-                    ("pgd(epsilon=1e400)", ["'1e400' in 'pgd(epsilon=1e400)'"]),
-                    ("pgd(epsilon=1e999999999)", ["'1e999999999'"]),
-                    ("pgd(epsilon=1/0)", ["'1/0'"]),
                     ("pgd(epsilon=nan)", ["'nan'"]),
                 )
             ),
@@ -649,20 +532,10 @@ class TestEvaluateFlags:
                 ["--substitute_images=360", "none of the 360"],
             ),
             (["good.keras", *ON_DIGITS, "--certify"], ["inject_pixeldp", "0 noise"]),
-            (["good.keras", *ON_DIGITS, "--certify_draws=0"], ["--certify_draws=0"]),
-            (["good.keras", *ON_DIGITS, "--ensemble=0"], ["--ensemble=0"]),
             (["good.keras", *ON_DIGITS, "--ensemble=2"], ["needs a random network"]),
             (["good.keras", *ON_DIGITS, "--columns=both"], ["--columns=both", "twin"]),
-            (["good.keras", *ON_DIGITS, "--columns="], ["--columns="]),
             (["good.keras", *ON_DIGITS, "--columns=mean"], ["no mean", "has model"]),
-            (["good.keras", *ON_DIGITS, "--norm=l1"], ["--norm=l1", "linf"]),
-            (["good.keras", *ON_DIGITS, "--draws=0"], ["--draws=0"]),
-            (["good.keras", *ON_DIGITS, "--draws=2147483648"], ["2147483648"]),
-            (["good.keras", *ON_DIGITS, "--curves="], ["--curves="]),
-            (["good.keras", *ON_DIGITS, "--output_dir="], ["--output_dir="]),
-            (["good.keras", *ON_DIGITS, "--transfer_from=a,"], ["--transfer_from=a,"]),
             (["", *ON_DIGITS], ["an argument is empty"]),
-            (["good.keras", *ON_DIGITS, "--examples=0"], ["--examples=0"]),
             (["good.keras", *ON_DIGITS, "--examples=361"], ["361", "360"]),
             (["missing.keras", *ON_DIGITS], ["missing.keras"]),
             (["truncated.keras", *ON_DIGITS], ["truncated.keras", "damaged"]),

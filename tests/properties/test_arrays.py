@@ -151,7 +151,7 @@ def expected(call):
     return functools.cache(lambda kind, targeted: call(kind, IMAGES, LABELS, targeted))
 
 
-@cases(40, 150)
+@cases(30, 80)
 @given(st.sampled_from(MOSTLY_QUICK), RIGHT_IMAGES, RIGHT_LABELS, st.booleans())
 def test_other_forms_of_the_same_arrays(call, expected, kind, images, labels, targeted):
     found = call(kind, images, labels, targeted)

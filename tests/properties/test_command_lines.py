@@ -48,6 +48,21 @@ def test_all_flags_are_known_here(command, tmp_path):
     assert set(re.findall(r"^  --(?:\[no\])?(\w+): ", out, re.M)) == set(FLAGS[command])
 
 
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [(command, name) for command in FLAGS for name in FLAGS[command]],
+)
+def test_edges(command, name):
+    """What is just allowed, and what is just not."""
+    kind = FLAGS[command][name]
+    for text in kind.edges:
+        try:
+            meanings = {name: kind.meaning(text)}
+        except Invalid:
+            meanings = None
+        check_command([*BEGIN[command], f"--{name}={text}"], meanings)
+
+
 @cases(150, 700)
 @given(typed_flags("train"))
 def test_train(typed):

@@ -106,7 +106,7 @@ def run(argv, good, *inputs):
     return after
 
 
-@cases(6, 50)
+@cases(5, 30)
 @given(known(FLAGS_OF_TRAIN))
 def test_train(chosen):
     words, good = chosen
@@ -133,13 +133,13 @@ def evaluate(model, words, good):
         assert not re.search("NaN|Infinity", text)
 
 
-@cases(8, 50)
+@cases(6, 30)
 @given(known(FLAGS_OF_EVALUATE))
 def test_evaluate(model, chosen):
     evaluate(model, *chosen)
 
 
-@cases(25, 120)
+@cases(12, 80)
 @given(SETTINGS)
 def test_settings_of_attacks(model, chosen):
     (name, key), value = chosen

@@ -81,7 +81,7 @@ def check_file(content, expected=None):
         check(path, expected)
 
 
-@cases(40, 150)
+@cases(25, 120)
 @given(st.data())
 def test_damaged_bytes(models, data):
     folder, expected, _ = models
@@ -108,7 +108,7 @@ def check_members(members):
     check_file(file.getvalue())
 
 
-@cases(20, 80)
+@cases(12, 60)
 @given(st.data())
 def test_damaged_members(models, data):
     members, other = (
@@ -131,7 +131,7 @@ def test_damaged_members(models, data):
     check_members(members)
 
 
-@cases(30, 120)
+@cases(15, 100)
 @given(st.data())
 def test_other_words_in_the_config(models, data):
     members = members_of(models[0] / "model.keras")
@@ -152,7 +152,7 @@ def test_other_words_in_the_config(models, data):
     check_members(members)
 
 
-@cases(15, 80)
+@cases(10, 60)
 @given(st.data())
 def test_damaged_exports(models, data):
     with tempfile.TemporaryDirectory() as scratch:

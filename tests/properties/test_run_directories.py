@@ -5,6 +5,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import pytest
 from cases import accidents, cases
 from command_answers import answer_of, check_refused, contents
 from flag_meanings import FLAGS, contradictions
@@ -36,10 +37,8 @@ def begin(folder, flags, run_dir="run"):
     return answer_of(["train", *words, f"--run_dir={run_dir}"], folder)
 
 
-@cases(80, 300)
-@given(_WORDS, _WORDS, st.booleans())
-def test_other_flags_are_refused_by_name(first, changes, drop):
-    second = changes if drop else {**first, **changes}
+def check_going_on(first, second):
+    """The second command goes on where the first stopped, or is refused by name."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         ours = begin(folder, first).values
@@ -53,9 +52,26 @@ def test_other_flags_are_refused_by_name(first, changes, drop):
             return
         assert answer.status == 2
         assert answer.err.startswith("error: --run_dir=run belongs to a run with other")
-        named = set(re.findall(r"--(?:no(?=[a-z_]+ (?:in|now)))?(\w+)", answer.err))
-        assert named - {"run_dir"} - {f"no{n}" for n in differing} == differing
+        named = set(re.findall(r"--(\w+)", answer.err)) - {"run_dir"}
+        assert named - {f"no{name}" for name in differing} == differing
         assert contents(folder) == before
+
+
+@pytest.mark.parametrize("name", sorted(set(FLAGS["train"]) - FREE))
+@cases(1, 5)
+@given(st.data())
+def test_another_value_is_refused_by_name(name, data):
+    kind = FLAGS["train"][name]
+    first, second = (data.draw(kind.good) for _ in range(2))
+    assume(kind.meaning(first) != kind.meaning(second))
+    room = {"schedule": "cosine", "epochs": f"{2**31 - 1}"}
+    check_going_on({**room, name: first}, {**room, name: second})
+
+
+@cases(40, 200)
+@given(_WORDS, _WORDS, st.booleans())
+def test_other_flags_are_refused_by_name(first, changes, drop):
+    check_going_on(first, changes if drop else {**first, **changes})
 
 
 @cases(60, 200)

@@ -143,7 +143,7 @@ def goes_on(argv, folder):
     return False
 
 
-@cases(8, 100)
+@cases(4, 60)
 @given(st.data())
 def test_an_evaluation_goes_on(runs, data):
     with tempfile.TemporaryDirectory() as scratch:
@@ -159,7 +159,7 @@ def test_an_evaluation_goes_on(runs, data):
             assert numbers(run) == numbers(runs / "run")
 
 
-@cases(8, 80)
+@cases(4, 40)
 @given(st.data())
 def test_a_training_goes_on(runs, data):
     with tempfile.TemporaryDirectory() as scratch:

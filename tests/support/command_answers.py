@@ -15,7 +15,6 @@ from unittest import mock
 from absl import flags
 from absl.testing import flagsaver
 from flag_meanings import FLAGS, contradictions, same
-from hypothesis import note
 
 from pni_tf.cli import app
 
@@ -106,7 +105,6 @@ def check_command(argv, meanings, files=None):
         meanings: The values of the flags given, by name; None if one is wrong.
         files: Contents of files by name; None is a folder.
     """
-    note(f"{argv} with {files} means {meanings}")
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch, "a", "b", "c")  # so that ../x is still in it
         folder.mkdir(parents=True)

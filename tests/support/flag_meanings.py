@@ -13,45 +13,27 @@ from hypothesis import strategies as st
 
 MOST = 2**31 - 1  # what TensorFlow's integers hold
 NASTY = (
-    *("", " ", "nan", "NaN", "inf", "-inf", "Infinity", "-0", "-0.0", "0", "1", "-1"),
-    *("1e400", "-1e400", "1e-400", "1e999999999", "1e39", "1e300", "0x10", "0o7", "+1"),
+    *("", " ", "nan", "inf", "-0", "0", "1", "1e400", "0x10", "0o7", "+1", "1_000"),
     *(
-        "1_000",
         "٣",
         "１",
-        "²",
         "½",
         "1.0",
-        "1.5",
         "1e3",
         " 1",
         "1 ",
         "0b1",
         "1L",
-        "1;2",
+        "9" * 5000,
+        "true",
+        "null",
     ),
-    *(f"{MOST}", f"{MOST + 1}", "9223372036854775808", "1" + "0" * 30, "9" * 5000),
-    *("true", "None", "null", "[1]", "(", "()", '"', "'", "$(x)", "`x`", "%s%n", "{}"),
-    *("../x", "x/y", "/dev/null/x", "/proc/x", "~", "~x-y/x", ".", "..", "a" * 3000),
-    *("a\nb", "a\n--epochs=1", "\t", "a\x0bb", "a\u2028b", "a\x85b", "\udcff", "😀"),
-    *(
-        "é",
-        "e\u0301",
-        "\u200b",
-        "\ufeff",
-        "\x1b[31m",
-        "--",
-        "-",
-        "=",
-        "a=b",
-        "#",
-        "# 1",
-    ),
-    *(",", "7,", ",7", "7,,40", "7, 40", "7,7", "40,7", '"7,40', '"7",8', "8 / 255"),
-    *("8/255", "1/0", "-1/255", "8/", "/8", "8/255/2", "0/1", "8.0/255", "fgsm fgsm"),
-    *("pgd(", "pgd)", "pgd()", "pgd(steps)", "pgd(steps=)", "pgd(=1)", "PGD", "fgsm,"),
-    *("pgd(steps=1,steps=2)", "pgd(steps=1e400)", "pgd(steps=1e999999999)", "cw,,fgsm"),
-    *("pgd(steps=10)(restarts=2)", "pgd((steps=1))", "pgd(epsilon=1/0)"),
+    *("[1]", "(", '"', "'", "$(x)", "`x`", "%s%n", "{}", "../x", "x/y", "/dev/null/x"),
+    *("/proc/x", "~", "~x-y/x", ".", "..", "a" * 3000, "a\nb", "a\n--epochs=1", "\t"),
+    *("a\x0bb", "a\u2028b", "a\x85b", "\udcff", "😀", "e\u0301", "\u200b", "\ufeff"),
+    *("\x1b[31m", "--", "-", "=", "a=b", "#", ",", "7,", "7,,40", "7, 40", '"7",8'),
+    *("8 / 255", "8/", "/8", "8/255/2", "0/1", "8.0/255", "pgd(", "pgd(steps)", "PGD"),
+    *("pgd(=1)", "fgsm,", "pgd(steps=1,steps=2)", "pgd(steps=1e400)", "pgd((steps=1))"),
 )
 
 
@@ -61,15 +43,24 @@ class Invalid(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """A kind of flags: texts that are fine, and what a text means, or Invalid."""
+    """A kind of flags.
+
+    Attributes:
+        good: Texts that are fine.
+        meaning: Returns what a text means, or raises Invalid.
+        edges: Texts that every flag of the kind must meet: just outside, mostly.
+        is_bool: Whether `--name` and `--noname` will do.
+    """
 
     good: st.SearchStrategy
     meaning: Callable[[str], object]
+    edges: tuple[str, ...] = ("", " ", "q")
     is_bool: bool = False
 
     def texts(self):
         """Texts of which most are fine, or nearly so."""
         random = st.text(st.characters(exclude_characters="/"), max_size=6)
+        random |= st.sampled_from(self.edges)
         return st.one_of(
             self.good, _mistyped(self.good), st.sampled_from(NASTY), random
         )
@@ -113,15 +104,20 @@ def _number(text, low=0.0, high=math.inf):
 
 def count(low=1, high=MOST):
     good = st.integers(low, min(high, low + 300)) | st.just(high)
-    return Kind(good.map(str), lambda text: _integer(text, low, high))
+    edges = (f"{low}", f"{low - 1}", f"{high}", f"{high + 1}", "1.5", "nan", "²", "")
+    return Kind(good.map(str), lambda text: _integer(text, low, high), edges)
 
 
 def number(low=0.0, high=math.inf):
     fine = st.floats(low, min(high, 1e30)).map(repr)
-    fractions = st.tuples(st.integers(1, 9), st.integers(10, 255)).map(
-        "{0[0]}/{0[1]}".format
+    parts = st.tuples(st.integers(1, 9), st.integers(10, 255))
+    edges = ("0", "1", "1.01", "-1", "-1/255", "nan", "inf", "-inf", "1/0", "1e999", "")
+    edges += ("1e39", "1e999999999")  # as a fraction the latter would take hours
+    return Kind(
+        fine | parts.map("{0[0]}/{0[1]}".format),
+        lambda text: _number(text, low, high),
+        edges,
     )
-    return Kind(fine | fractions, lambda text: _number(text, low, high))
 
 
 def choice(*names):
@@ -147,7 +143,7 @@ def _words(text):
 
 
 def words(*good):
-    return Kind(st.sampled_from(good), _words)
+    return Kind(st.sampled_from(good), _words, ("", " ", "a ", "a\nb", "\udcff"))
 
 
 def several(of, good):
@@ -162,7 +158,10 @@ def several(of, good):
             raise Invalid
         return [of(part.strip()) for part in parts]
 
-    return Kind(st.lists(good, min_size=1, max_size=3).map(",".join), meaning)
+    fine = st.lists(good, min_size=1, max_size=3).map(",".join)
+    return Kind(
+        fine, meaning, ("", "0", "7,-1", "7,a", "7;40", "1.5", "7,,40", "²", "nan")
+    )
 
 
 def _decimal(text):
@@ -205,7 +204,7 @@ _ATTACK = st.builds(
     st.lists(_SETTING, max_size=2, unique=True),
 )
 _COUNTS = several(_decimal, st.integers(1, 300).map(str))
-_TRUTH = Kind(st.sampled_from(["true", "false", "1", "0", "True", "F"]), _truth, True)
+_TRUTH = Kind(st.sampled_from(["true", "false", "1", "F"]), _truth, is_bool=True)
 
 
 def _table(*rows):
