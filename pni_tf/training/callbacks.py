@@ -132,9 +132,12 @@ class HistoryFile(keras.callbacks.Callback):
         return rows
 
     def check(self, epochs: int) -> None:
-        """Raises a ValueError unless the first rows are those of so many epochs."""
+        """Raises a ValueError unless the rows are those of so many epochs, or more."""
         found = [int(row["epoch"]) for row in self.read()]
-        if found[:epochs] != list(range(1, epochs + 1)):
+        # Where no epoch is left to train, nothing would replace a row that is too many.
+        if found != list(range(1, len(found) + 1)):
+            raise self._damaged(f"its epochs are not 1, 2, 3, ... but {found}")
+        if len(found) < epochs:
             raise self._damaged(f"it lacks some of the {epochs} finished epochs")
 
     def _damaged(self, reason):
