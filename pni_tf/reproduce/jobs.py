@@ -249,7 +249,7 @@ class Stamps:
                 and _is_whole(self.root / job.result)
                 and all(self.of(needed).is_done for needed in job.needs)
             ),
-            seconds=float(seconds) if known else 0.0,
+            seconds=round(float(seconds), 1) if known else 0.0,
             failed=failed,
             machine=str(content.get("machine", "")),
             has_other_settings=other,

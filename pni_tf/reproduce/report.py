@@ -195,7 +195,7 @@ def _job(root, job, stamp):
         "key": job.key,
         "result": str(job.result),
         "done": stamp.is_done,
-        "seconds": round(stamp.seconds, 1),
+        "seconds": stamp.seconds,
         "machine": stamp.machine,
         "command": shell(job, root),
         "failed": stamp.failed,

@@ -11,15 +11,14 @@ import time
 from pathlib import Path
 
 import pytest
-from reproductions import DIGITS, FAKE, commands, jobs_of, run, table_of
+from reproductions import DIGITS, FAKE, commands, jobs_of, run, table_of, write
 
 from pni_tf.cli import evaluate, train
 from pni_tf.reproduce import command as command_module
-from pni_tf.reproduce import report, runner
-from pni_tf.reproduce.jobs import Costs, Stamp, Training, duration
+from pni_tf.reproduce import runner
+from pni_tf.reproduce.jobs import Costs, Stamps, Training, duration
 from pni_tf.reproduce.runner import Process
 from pni_tf.reproduce.scales import SCALES
-from pni_tf.reproduce.studies import parts_of
 
 SUPPORT = str(Path(__file__).parents[1] / "support")
 
@@ -91,7 +90,8 @@ class TestRunner:
     def test_evaluations_of_a_network_that_changed_are_stale(self, tmp_path):
         run(tmp_path)
         (tmp_path / "trainings/pni_i_seed0/model.keras").write_text("another one")
-        stale = [j for j in jobs_of(["table2"]) if not Stamp(tmp_path, j).is_done]
+        stamps = Stamps(tmp_path)
+        stale = [j for j in jobs_of(["table2"]) if not stamps.of(j).is_done]
         assert {j.training.name for j in stale} == {"pni_i"}
 
     def test_a_training_of_another_recipe_is_kept_and_not_used(self, tmp_path):
@@ -102,7 +102,7 @@ class TestRunner:
         run(tmp_path, scale=scale)
         config.write_text("--epochs=3\n")
         jobs = jobs_of(["table2"], scale=scale)
-        assert not any(Stamp(tmp_path, job).is_done for job in jobs)
+        assert not any(Stamps(tmp_path).of(job).is_done for job in jobs)
         before = (tmp_path / "calls").read_text()
         folder, outcome = run(tmp_path, scale=scale)
         assert len(outcome.failed) == 8
@@ -116,7 +116,7 @@ class TestRunner:
         run(tmp_path / "here")
         (tmp_path / "here").rename(tmp_path / "there")
         jobs = jobs_of(["table2"])
-        assert all(Stamp(tmp_path / "there", job).is_done for job in jobs)
+        assert all(Stamps(tmp_path / "there").of(job).is_done for job in jobs)
 
     def test_a_failed_run_is_reported_and_the_rest_finished(self, processes, tmp_path):
         lines = []
@@ -128,7 +128,7 @@ class TestRunner:
         assert "what went wrong" in outcome.failed[failed]
         assert {job.training.name for job in outcome.skipped} == {"pni_i"}
         jobs = jobs_of(["table2"])
-        done = [job for job in jobs if Stamp(tmp_path, job).is_done]
+        done = [job for job in jobs if Stamps(tmp_path).of(job).is_done]
         assert len(done) == len(jobs) - 1 - len(outcome.skipped)
         assert (
             "training pni_i, seed 0: status 1: error: what went wrong"
@@ -136,8 +136,7 @@ class TestRunner:
         )
         assert any("failed: training pni_i" in line for line in lines)
         # It is still said where nothing is run.
-        parts = {"table2": parts_of("table2", DIGITS, 1)}
-        text = (report.write(tmp_path, DIGITS, parts, 1) / "report.md").read_text()
+        text = (write(tmp_path, ["table2"]) / "report.md").read_text()
         assert "training pni_i, seed 0: status 1: error: what went wrong" in text
         assert "strong of pni_i, seed 0: needs one of these" in text
         # The next time it works.
@@ -151,7 +150,7 @@ class TestRunner:
         result = tmp_path / "evaluations/pni_i_seed0/white_box/evaluation.json"
         result.write_text(result.read_text()[:100])
         jobs = jobs_of(["table2"])
-        left = [job.path for job in jobs if not Stamp(tmp_path, job).is_done]
+        left = [job.path for job in jobs if not Stamps(tmp_path).of(job).is_done]
         assert [tmp_path / path for path in left] == [result.parent]
 
     def test_an_evaluation_alone_may_fail(self, tmp_path):
@@ -181,8 +180,8 @@ class TestRunner:
 
         jobs = jobs_of(["table2"])
         needs = {
-            Stamp(tmp_path, job).log.stem: [
-                Stamp(tmp_path, needed).log.stem for needed in job.needs
+            Stamps(tmp_path).log(job).stem: [
+                Stamps(tmp_path).log(needed).stem for needed in job.needs
             ]
             for job in jobs
         }
@@ -216,7 +215,7 @@ class TestRunner:
         assert "KeyboardInterrupt" in process.communicate(timeout=60)[1]
         assert started.read_text() == "SIGTERM"
         jobs = jobs_of(["table2"])
-        done = [job for job in jobs if Stamp(tmp_path, job).is_done]
+        done = [job for job in jobs if Stamps(tmp_path).of(job).is_done]
         assert workers - 1 <= len(done) < len(jobs)
         before = (tmp_path / "calls").read_text().splitlines()
         run(tmp_path)
@@ -246,13 +245,12 @@ class TestRunner:
         script = (
             "import sys\n"
             f"sys.path[:0] = [{str(FAKE.parents[1])!r}, {str(FAKE.parent)!r}]\n"
-            "from pni_tf.cli import reproduce\n"
-            "from pni_tf.reproduce import processes, runner\n"
+            "from pni_tf.reproduce import command, runner\n"
             "from reproductions import commands\n"
             "runner._command_of = commands('--hang=pni_w_seed0')\n"
-            "processes._end_with = lambda parent: None\n"  # as where there is no prctl
+            "runner._end_with = lambda parent: None\n"  # as where there is no prctl
             "sys.argv[1:] = ['--study=figure2', '--seeds=1', '--output_dir=out']\n"
-            "reproduce.run()\n"
+            "command.run()\n"
         )
         argv = [sys.executable, "-c", script]
         process = subprocess.Popen(argv, cwd=tmp_path, stdout=subprocess.DEVNULL)
@@ -272,7 +270,7 @@ class TestCosts:
         return DIGITS.training(name, seed)
 
     def test_a_job_that_is_done_tells_of_the_other_seeds(self, tmp_path):
-        costs = Costs(tmp_path, [], {})
+        costs = Costs(Stamps(tmp_path), [], {})
         assert costs.of(self.job()) is None
         costs.add(self.job(), 30.0)
         costs.add(self.job(seed=1), 50.0)
@@ -284,7 +282,7 @@ class TestCosts:
             "training pni_i": 8.0,
             "training madry": 5.0,
         }
-        costs = Costs(tmp_path, [], reference)
+        costs = Costs(Stamps(tmp_path), [], reference)
         assert costs.of(self.job("madry")) == 5.0
         costs.add(self.job("pni_w"), 60.0)  # three times as slow
         assert costs.of(self.job("madry")) == 15.0
@@ -301,22 +299,23 @@ class TestCosts:
             "training vanilla": 5.0,
             "strong of x": 7.0,
         }
-        costs = Costs(tmp_path, jobs, reference)
+        costs = Costs(Stamps(tmp_path), jobs, reference)
         costs.add(self.job("pixeldp"), 60.0)
         assert costs.of(self.job("pni_i")) == 40.0
         assert costs.of(self.job("madry")) == 5.0
         assert costs.of(DIGITS.evaluation("strong", self.job())) is None
 
     def test_several_jobs_at_once_take_less(self, tmp_path):
-        costs = Costs(tmp_path, [], {"training pni_w": 90.0}, workers=2)
+        costs = Costs(Stamps(tmp_path), [], {"training pni_w": 90.0}, workers=2)
         assert costs.left([self.job()]) == "about 45 s"
 
     def test_seconds_of_interrupted_runs_count(self, tmp_path):
-        stamp = Stamp(tmp_path, self.job())
-        stamp.write(done=False, seconds=10)
-        stamp.write(done=True, seconds=5)
-        assert stamp.seconds == 15
-        assert not stamp.is_done  # its result is not there
+        Stamps(tmp_path).write(self.job(), done=False, seconds=10)
+        stamps = Stamps(tmp_path)
+        stamps.write(self.job(), done=True, seconds=5)
+        for read in (stamps, Stamps(tmp_path)):
+            assert read.of(self.job()).seconds == 15
+            assert not read.of(self.job()).is_done  # its result is not there
 
     @pytest.mark.parametrize(
         ("seconds", "words"), [(45, "45 s"), (720, "12 min"), (12600, "3.5 h")]

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import scipy.stats
-from reproductions import cells_of
+from reproductions import cells_of, results_of
 
 from pni_tf.reproduce.cells import Claim
 from pni_tf.reproduce.comparisons import compare
@@ -19,7 +19,8 @@ def claim_of(folder, *columns, **options):
 
 
 def compared(folder, *columns, **options):
-    return compare(folder, folder, claim_of(folder, *columns, **options))
+    claim = claim_of(folder, *columns, **options)
+    return compare(results_of(folder), claim)
 
 
 def of_two_defences(folder, ours, other, **fields):
@@ -83,7 +84,7 @@ class TestPairs:
             content = json.loads((tmp_path / job.result).read_text())
             content["columns"]["0"][0]["accuracy_mean"] = 0.6
             (tmp_path / job.result).write_text(json.dumps(content))
-        assert not compare(tmp_path, tmp_path, claim).paired
+        assert not compare(results_of(tmp_path), claim).paired
 
 
 class TestChance:
@@ -104,7 +105,7 @@ class TestChance:
     def test_of_seeds(self, tmp_path):
         """Variances 0.005 and 0.02 over 2 seeds; 300 images each, always the same."""
         claim = of_two_defences(tmp_path, [0.5, 0.6], [0.5, 0.7], images=300)
-        found = compare(tmp_path, tmp_path, claim)
+        found = compare(results_of(tmp_path), claim)
         images = [(n / 302) * (1 - n / 302) / 302 for n in (166, 181)]
         seeds = [0.005 / 2, 0.02 / 2]
         total = sum(images) + sum(seeds)
@@ -122,7 +123,7 @@ class TestChance:
         claim = claim_of(tmp_path, [0.7, 0.1], [0.5, 0.5])
         kept = dataclasses.replace(claim.other, sources=claim.other.sources[:1])
         claim = dataclasses.replace(claim, other=kept)
-        found = compare(tmp_path, tmp_path, claim)
+        found = compare(results_of(tmp_path), claim)
         assert (round(found.difference, 9), found.seeds) == (20, (0,))
 
     def test_of_one_network_under_two_attacks(self, tmp_path):
@@ -146,7 +147,7 @@ class TestChance:
             right = (draw.logistic(size=(4, 60)) < ease).astype(float).tolist()
             folder = tmp_path / str(i)
             claim = of_two_defences(folder, right[:2], right[2:])
-            found = compare(folder, folder, claim)
+            found = compare(results_of(folder), claim)
             alarms += found.verdict != "no difference is shown"
         assert alarms <= 16
 
@@ -161,5 +162,5 @@ class TestChance:
     def test_several_trainings_decide(self, tmp_path):
         for ours, words in ((0.9, "it holds"), (0.1, "the opposite holds")):
             claim = of_two_defences(tmp_path / words, [ours] * 3, [0.5] * 3)
-            found = compare(tmp_path / words, tmp_path / words, claim)
+            found = compare(results_of(tmp_path / words), claim)
             assert found.verdict == words

@@ -8,11 +8,10 @@ import shutil
 
 import pytest
 from report_walk import walk
-from reproductions import DIGITS, cells_of, jobs_of, run, table_of
+from reproductions import DIGITS, cells_of, jobs_of, results_of, run, table_of, write
 
-from pni_tf.reproduce import report
 from pni_tf.reproduce.builder import STRONG
-from pni_tf.reproduce.cells import Table, read
+from pni_tf.reproduce.cells import Table
 from pni_tf.reproduce.scales import SCALES
 from pni_tf.reproduce.studies import parts_of
 
@@ -22,14 +21,14 @@ pytestmark = pytest.mark.usefixtures("without_processes")
 class TestValues:
     def test_draws_and_seeds_are_kept_apart(self, tmp_path):
         (cell,) = cells_of(tmp_path, [0.5, 0.7], draws=10)
-        assert read(tmp_path, cell).text() == "60.00 ± 2.00 (± 14.14)"
+        assert results_of(tmp_path).value(cell).text() == "60.00 ± 2.00 (± 14.14)"
 
     def test_a_seed_that_was_not_run_is_left_out(self, tmp_path):
         (cell,) = cells_of(tmp_path, [0.5, 0.7])
         (tmp_path / cell.sources[1].evaluation.result).unlink()
-        assert read(tmp_path, cell).text() == "50.00 [1 of 2 seeds run]"
+        assert results_of(tmp_path).value(cell).text() == "50.00 [1 of 2 seeds run]"
         (tmp_path / cell.sources[0].evaluation.result).write_text("{")
-        assert read(tmp_path, cell) is None
+        assert not results_of(tmp_path).value(cell)
 
 
 WORDS = {  # of a row, for the name of its training
@@ -80,8 +79,7 @@ class TestReport:
             for entry in content["columns"]["model"]:
                 entry["l2_mean_of_claimed"] = None
             result.write_text(json.dumps(content))
-            parts = {"table4": parts_of("table4", DIGITS, 2)}
-            folder = report.write(tmp_path, DIGITS, parts, 2)
+            folder = write(tmp_path, ["table4"], 2)
             text = (folder / "report.md").read_text()
             assert re.search(rf"\| resnet8, no defence \| {words}", text)
 
@@ -89,6 +87,7 @@ class TestReport:
     def test_cells_are_what_their_headings_say(self, study, tmp_path):
         folder, _ = run(tmp_path, [study], 2)
         (table,) = (p for p in parts_of(study, DIGITS, 2) if isinstance(p, Table))
+        results = results_of(folder, jobs_of([study], 2))
         lines = (folder / "report.md").read_text().splitlines()
         place = lines.index("|  | " + " | ".join(table.columns) + " |")
         shown = [line.strip("| ").split(" | ") for line in lines[place + 2 :]]
@@ -107,7 +106,7 @@ class TestReport:
                     defence = found.evaluation.training.name
                     assert normal(defence) in normal(label)
                 first = text.split("<br>")[0].removesuffix(" (n = 10)")
-                assert first == (read(folder, cell).text() if cell.sources else "–")
+                assert first == (results.value(cell).text() if cell.sources else "–")
 
     def test_every_number_is_in_a_file(self, tmp_path):
         folder, _ = run(tmp_path, DIGITS.studies, 2)
@@ -129,8 +128,7 @@ class TestReport:
 
     def test_what_was_not_run_says_so(self, tmp_path):
         run(tmp_path, ["table2"])
-        parts = {"table6": parts_of("table6", DIGITS, 1)}
-        folder = report.write(tmp_path, DIGITS, parts, 1)
+        folder = write(tmp_path, ["table6"])
         text = (folder / "report.md").read_text()
         (rse,) = [line for line in text.splitlines() if line.startswith("| RSE")]
         assert rse.count("not run") == 7
@@ -148,8 +146,7 @@ class TestReport:
         for entry in content["columns"]["model"]:
             entry["l2_mean_of_claimed"] = None
         result.write_text(json.dumps(content))
-        parts = {"table4": parts_of("table4", DIGITS, 1)}
-        report.write(tmp_path, DIGITS, parts, 1)
+        write(tmp_path, ["table4"])
         text = (folder / "report.md").read_text()
         (row,) = [x for x in text.splitlines() if x.startswith("| resnet8, no defence")]
         assert row.count("none claimed") == 2
@@ -190,8 +187,7 @@ class TestReport:
     def test_a_report_that_was_kept_alone_keeps_its_numbers(self, tmp_path):
         folder, _ = run(tmp_path / "one", ["table2"])
         shutil.copytree(folder, tmp_path / "two" / "report")
-        parts = {"table2": parts_of("table2", DIGITS, 1)}
-        kept = report.write(tmp_path / "two", DIGITS, parts, 1)
+        kept = write(tmp_path / "two", ["table2"])
         assert table_of(kept) == table_of(folder)
 
     def test_a_training_that_was_removed_leaves_the_report(self, tmp_path):
@@ -199,8 +195,7 @@ class TestReport:
         assert list(folder.glob("trainings/pni_w_seed0/*"))
         for path in [*tmp_path.glob("jobs/*"), *tmp_path.glob("trainings/*/*")]:
             path.unlink()
-        parts = {"figure2": parts_of("figure2", DIGITS, 1)}
-        report.write(tmp_path, DIGITS, parts, 1)
+        write(tmp_path, ["figure2"])
         assert not list(folder.glob("trainings/pni_w_seed0/*"))
         assert "Not run." in (folder / "report.md").read_text()
 
@@ -212,8 +207,7 @@ class TestReport:
             content = json.loads(result.read_text())
             data = {"examples": 20, "sha256": of_these}
             result.write_text(json.dumps(content | {"dataset": "mnist", "data": data}))
-        parts = {"table2": parts_of("table2", DIGITS, 1)}
-        folder = report.write(tmp_path, DIGITS, parts, 1)
+        folder = write(tmp_path, ["table2"])
         text = (folder / "report.md").read_text()
         assert ("**Not to be compared:**" in text) == (digest[0] == "b")
         for name, first in (("pni_i", "a"), ("pni_w", "b")):
@@ -221,15 +215,14 @@ class TestReport:
             assert (line in text) == (digest[0] == "b")
 
     def test_a_scale_says_what_it_lacks(self, tmp_path):
-        folder = report.write(tmp_path, SCALES["cpu"], {}, 1)
+        folder = write(tmp_path, [], scale=SCALES["cpu"])
         text = (folder / "report.md").read_text()
         assert "Not on this scale: table3, table4, table5, table7." in text
 
     def test_results_that_became_stale_leave_the_report(self, tmp_path):
         folder, _ = run(tmp_path, ["table2"])
         (tmp_path / "trainings/pni_i_seed0/model.keras").write_text("another one")
-        parts = {"table2": parts_of("table2", DIGITS, 1)}
-        report.write(tmp_path, DIGITS, parts, 1)
+        write(tmp_path, ["table2"])
         assert not list(folder.glob("evaluations/pni_i_seed0/*/*.json"))
         text = (folder / "report.md").read_text()
         (row,) = [x for x in text.splitlines() if x.startswith("| PNI-I, with PNI")]

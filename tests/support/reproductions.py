@@ -59,8 +59,17 @@ def write(root, studies, seeds=1, scale=DIGITS, stamps=None):
     return report.write(scale, parts, seeds, stamps or Stamps(root))
 
 
-def results_of(root, jobs, folder=None):
-    return Results(root, folder or root, jobs)
+def results_of(folder, jobs=None):
+    """Returns the results in a folder, by default of the jobs of `cells_of`."""
+    if jobs is None:
+        trainings = [
+            DIGITS.training(name, seed)
+            for name in ("pni_w", "adversarial")
+            for seed in range(3)
+        ]
+        kinds = ("white_box", "strong")
+        jobs = [DIGITS.evaluation(kind, t) for kind in kinds for t in trainings]
+    return Results(folder, folder, jobs)
 
 
 class Process:

@@ -4,7 +4,7 @@ import dataclasses
 import json
 
 import pytest
-from reproductions import cells_of
+from reproductions import cells_of, results_of
 
 from pni_tf.reproduce.attack_studies import guarantees
 from pni_tf.reproduce.builder import STRONG
@@ -18,7 +18,8 @@ def said(folder, *claims, columns=("PGD-7",), rows=None):
         cells = [(f"row {i}", (cell,)) for i, cell in enumerate(of(claims))]
         rows = tuple(cells)
     table = Table(title="T", columns=columns, rows=rows, claims=claims)
-    return about(folder, folder, table)
+    said = about(results_of(folder), table)
+    return said["sentences"], said["comparisons"]
 
 
 def of(claims):
