@@ -2,7 +2,6 @@
 
 import contextlib
 import fcntl
-import functools
 import hashlib
 import json
 import os
@@ -91,18 +90,10 @@ def write_text(path: str | os.PathLike, content: str) -> None:
 
 def read_json(path: str | os.PathLike) -> dict | None:
     """Returns the object in a JSON file; None if there is none, or it is damaged."""
-    path = Path(path)
     try:
-        status = path.stat()
-        return _read_json(path, (status.st_mtime_ns, status.st_ino, status.st_size))
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return None
-
-
-@functools.lru_cache(maxsize=1024)
-def _read_json(path, version):
-    """Reads a file, once as long as it is the same version."""
-    content = json.loads(path.read_text(encoding="utf-8"))
     return content if isinstance(content, dict) else None
 
 

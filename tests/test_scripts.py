@@ -51,8 +51,7 @@ NOT_RUN = {
     r"export 'TF_CONFIG|for index|done|wait": "test_docs_scaling.py reads the clusters",
     r"sbatch|srun|scontrol|case|137$|'143|'\['|esac|exit": "it needs Slurm",
     r"kubectl|kubernetes-validate": "test_docs_scaling.py validates the manifest",
-    r"python (benchmarks/keep_report|reports/keep).py": "tests/test_kept_reports.py",
-    r"python benchmarks/fuzz": "tests/test_fuzz.py",
+    r"python reports/keep.py": "tests/reproduce/test_keep.py shows it",
 }
 
 # Scripts with their smallest size, and the number that each promises. Those of the
@@ -101,9 +100,8 @@ ONE, SEVERAL = "PGD, draws a step: 1", f"PGD, draws a step: {DRAWS}"
 
 def test_the_tables_name_every_script():
     names = {path.stem for path in (ROOT / "benchmarks").glob("*.py")}
-    others = {name for name in names if name.startswith(("fuzz", "keep_report"))}
     shown = {name.split()[0] for name in (*SCRIPTS, *STARTERS)}
-    assert names - others == shown | SHARED
+    assert names == shown | SHARED
     examples = {path.stem for path in (ROOT / "examples").glob("*.py")}
     assert examples == {f"attack_with_{tool}" for tool in TOOLS} | {"digits_data"}
 
