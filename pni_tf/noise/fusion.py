@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from pni_tf.noise.formula import alpha_shape, output_channel_axes
 from pni_tf.noise.graph import (
+    PLAIN_CONVOLUTIONS,
     call_layer,
     is_convertible,
     is_transparent,
@@ -23,14 +24,7 @@ from pni_tf.noise.layers import FixedNoise, PNIInput, PNIWeight
 
 # Only these very classes: a subclass may compute something else.
 _FOLDABLE = (
-    keras.layers.Conv1D,
-    keras.layers.Conv2D,
-    keras.layers.Conv3D,
-    keras.layers.Conv1DTranspose,
-    keras.layers.Conv2DTranspose,
-    keras.layers.Conv3DTranspose,
-    keras.layers.DepthwiseConv1D,
-    keras.layers.DepthwiseConv2D,
+    *PLAIN_CONVOLUTIONS,
     keras.layers.Dense,
 )
 

@@ -8,6 +8,18 @@ import keras
 from pni_tf.files import cannot_load
 from pni_tf.noise.layers import NoiseWrapper
 
+# Convolutions with one kernel, in which they are linear.
+PLAIN_CONVOLUTIONS = (
+    keras.layers.Conv1D,
+    keras.layers.Conv2D,
+    keras.layers.Conv3D,
+    keras.layers.Conv1DTranspose,
+    keras.layers.Conv2DTranspose,
+    keras.layers.Conv3DTranspose,
+    keras.layers.DepthwiseConv1D,
+    keras.layers.DepthwiseConv2D,
+)
+
 
 def noise_wrappers(model: keras.Model) -> list[NoiseWrapper]:
     """Returns the noise wrappers of a model, each once, in the order of its layers."""

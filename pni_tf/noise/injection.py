@@ -9,6 +9,7 @@ import numpy as np
 
 from pni_tf.checks import check_choice
 from pni_tf.noise.graph import (
+    PLAIN_CONVOLUTIONS,
     check_convertible,
     leaf_layers,
     noise_wrappers,
@@ -20,14 +21,7 @@ from pni_tf.noise.layers import FixedNoise, NoiseWrapper, PNIInput, PNIOutput, P
 LOCATIONS = ("w", "a-a", "a-b", "i", "w+a-a", "w+a-b", "none")
 _INPUT_NORMALISATION = (keras.layers.Normalization, keras.layers.Rescaling)
 _CONVOLUTIONS = (
-    keras.layers.Conv1D,
-    keras.layers.Conv2D,
-    keras.layers.Conv3D,
-    keras.layers.Conv1DTranspose,
-    keras.layers.Conv2DTranspose,
-    keras.layers.Conv3DTranspose,
-    keras.layers.DepthwiseConv1D,
-    keras.layers.DepthwiseConv2D,
+    *PLAIN_CONVOLUTIONS,
     keras.layers.SeparableConv1D,
     keras.layers.SeparableConv2D,
 )
