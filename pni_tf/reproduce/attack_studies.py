@@ -23,7 +23,7 @@ def table4(build: Builder) -> list[Part]:
             "no defence": ("vanilla", "no_defense", None),
             "fair twin": ("adversarial", "vanilla_adversarial_training", None),
             "PNI-W": ("pni_w", "pni_w", None),
-            "PNI-W, without PNI": ("pni_w", None, "noise off"),
+            "PNI-W, without PNI": ("pni_w", None, "noise_off"),
         }
         cells = {
             label: _cw(build, defence, network, numbers.get(key), column)
@@ -97,10 +97,10 @@ def table5(build: Builder) -> list[Part]:
             *_white_box(build, b),
         )
         rows[f"{label}, without PNI"] = (
-            build.cell(b, a, column="noise off", **from_a),
+            build.cell(b, a, column="noise_off", **from_a),
             Cell(),
-            *_zoo(build, b, column="noise off"),
-            *_white_box(build, b, column="noise off"),
+            *_zoo(build, b, column="noise_off"),
+            *_white_box(build, b, column="noise_off"),
         )
     rows["fair twin (A)"] = (
         *(Cell(), Cell()),
@@ -146,7 +146,7 @@ def table5(build: Builder) -> list[Part]:
 def _white_box(build, trainings, column=None):
     return (
         build.cell(trainings, "PGD-7", column=column),
-        build.cell(trainings, "worst case", column=column),
+        build.cell(trainings, "worst_case", column=column),
         build.strong_cell(trainings, column=column),
     )
 
@@ -216,7 +216,7 @@ def table6(build: Builder) -> list[Part]:
     if madry != twin:  # where the recipe is not Madry's anyway
         rows["adversarial training, Madry et al."] = build.row(madry)
     pixeldp, rse, ours = (
-        build.row(build.training(defence), numbers, kind="ensemble", column=mean)
+        build.row(build.training(defence), numbers, kind="ensemble", column="mean")
         for defence, numbers in (
             ("pixeldp", paper["dp_pixeldp"]),
             ("rse", paper["rse"]),
@@ -230,7 +230,7 @@ def table6(build: Builder) -> list[Part]:
     single = build.row(trainings, paper["pni_w"])
     rows[f"PNI-W, single draws{name}"] = single
     rows["PNI-W, without PNI" + (name if wide else "")] = build.row(
-        trainings, column="noise off"
+        trainings, column="noise_off"
     )
     certify = build.scale.evaluation("certify", build.training("pixeldp")[0])
     return [

@@ -7,7 +7,6 @@ from pni_tf.reproduce.cells import Cell, Claim, Source, Table
 from pni_tf.reproduce.jobs import Training
 from pni_tf.reproduce.scales import Scale
 
-PAPER_COLUMNS = ("clean", "PGD-7", "FGSM")
 CRAFTED = "noise-off-crafted"
 STRONG = "strong suite, worst case (first seed)"
 LOCATIONS = {
@@ -19,18 +18,8 @@ LOCATIONS = {
     "PNI-W+A-b": "pni_w_a_b",
 }
 NOISE_OFF = " The rows without PNI are the same networks with alpha = 0."
-# Columns of a row, after its label.
+# Columns of a table.
 PGD7, EOT, WORST, STRONG_WORST = 1, 3, 5, 6
-
-
-_STRICT_NOTE = (
-    "The columns after FGSM are a stricter evaluation than the paper's. EOT-{k}: the "
-    "attack averages over {k} draws of the noise. Noise-off-crafted: examples made "
-    "without the noise, scored with it. Worst case: for each image the attack that "
-    "does best, of all in this table but the strong suite. Strong suite: the "
-    "per-example union of the attacks of `--suite=strong`, on a random network each in "
-    "expectation over {strong} draws."
-)
 
 
 def paper_results() -> dict:
@@ -49,7 +38,6 @@ class Builder:
 
     def __init__(self, scale: Scale, seeds: int | None):
         self.scale, self.seeds, self.paper = scale, seeds, paper_results()
-        self.eot = f"PGD-20 EOT-{scale.expectation}"
 
     def training(self, defence, network=None) -> tuple[Training, ...]:
         """Returns the trainings of all seeds."""
@@ -75,15 +63,14 @@ class Builder:
         `row` may be networks, one for each seed, that examples were transferred from;
         `others` are trainings of all seeds by flag; `first` takes the first seed only.
         """
-        rows = [row] * len(trainings) if isinstance(row, str) else row
         sources = []
         for i, training in enumerate(trainings[:1] if first else trainings):
             needed = {flag: of_seeds[i] for flag, of_seeds in others.items()}
             sources.append(
                 Source(
                     evaluation=self.scale.evaluation(kind, training, **needed),
-                    column=column or ("noise on" if training.random else "model"),
-                    row=rows[i],
+                    column=column or ("noise_on" if training.random else "model"),
+                    row=row if isinstance(row, str) else row[i].path.name,
                     field=field,
                     one_minus=one_minus,
                 )
@@ -92,58 +79,59 @@ class Builder:
             paper = tuple(paper)
         return Cell(sources=tuple(sources), paper=paper, percent=percent)
 
-    def paper_cells(self, trainings, paper, **where) -> tuple[Cell, ...]:
-        """Returns clean, PGD-7 and FGSM accuracy, as the paper evaluates them."""
-        paper = paper or {}
-        rows = {"clean": "clean", "PGD-7": "pgd", "FGSM": "fgsm"}
-        return tuple(
-            self.cell(trainings, row, paper=paper.get(name), **where)
-            for row, name in rows.items()
-        )
-
-    def strict_cells(self, trainings, **where) -> tuple[Cell, ...]:
-        """Returns PGD-20 in expectation, noise-off-crafted and the worst cases."""
-        random = trainings[0].random and where.get("column") != "noise off"
-        return (
-            self.cell(trainings, self.eot, **where),
-            self.crafted_cell(trainings, **where) if random else Cell(),
-            self.cell(trainings, "worst case", **where),
-            self.strong_cell(trainings, **where),
-        )
-
-    def crafted_cell(self, trainings, **where) -> Cell:
-        """Returns the accuracy on examples that were made without the noise."""
-        return self.cell(trainings, "transfer from noise-free twin", **where)
-
     def strong_cell(self, trainings, *, kind="white_box", column=None) -> Cell:
         """Returns the worst case of the strong suite, of the first seed."""
         kind = "strong_ensemble" if kind == "ensemble" else "strong"
-        return self.cell(trainings, "worst case", kind=kind, column=column, first=True)
+        return self.cell(trainings, "worst_case", kind=kind, column=column, first=True)
 
-    def row(self, trainings, paper=None, **where) -> tuple[Cell, ...]:
-        """Returns a row of the paper's columns and of the strict ones."""
+    def row(self, trainings, paper=None, steps=(7, 20), **where) -> tuple[Cell, ...]:
+        """Returns a row of the columns of `table`."""
+        paper, (plain, averaged) = paper or {}, self._pgd(steps)
+        random = trainings[0].random and where.get("column") != "noise_off"
         return (
-            *self.paper_cells(trainings, paper, **where),
-            *self.strict_cells(trainings, **where),
+            self.cell(trainings, "clean", paper=paper.get("clean"), **where),
+            self.cell(trainings, plain, paper=paper.get("pgd"), **where),
+            self.cell(trainings, "FGSM", paper=paper.get("fgsm"), **where),
+            self.cell(trainings, averaged, **where),
+            self.cell(trainings, "noise-free twin", **where) if random else Cell(),
+            self.cell(trainings, "worst_case", **where),
+            self.strong_cell(trainings, **where),
         )
 
-    def table(self, title: str, rows: dict, claims: list[Claim], note="") -> Table:
-        """Returns a table of such rows."""
+    def table(
+        self, title: str, rows: dict, claims: list[Claim], note="", steps=(7, 20)
+    ) -> Table:
+        """Returns a table of the paper's columns and of stricter ones.
+
+        Args:
+            title: Its heading.
+            rows: Rows by label.
+            claims: What the sentence below the table is about.
+            note: What a reader needs to know besides.
+            steps: Of the paper's PGD, and of that in expectation over noise.
+        """
+        plain, averaged = self._pgd(steps)
+        scale = self.scale
+        strict_note = (
+            "The columns after FGSM are a stricter evaluation than the paper's. "
+            f"EOT-{scale.expectation}: the attack averages over {scale.expectation} "
+            "draws of the noise. Noise-off-crafted: examples made without the noise, "
+            "scored with it. Worst case: for each image the attack that does best, of "
+            "all in this table but the strong suite. Strong suite: the per-example "
+            "union of the attacks of `--suite=strong`, on a random network each in "
+            f"expectation over {scale.evaluations['strong']['expectation']} draws."
+        )
         return Table(
             title=title,
-            columns=(*PAPER_COLUMNS, self.eot, CRAFTED, "worst case", STRONG),
+            columns=("clean", plain, "FGSM", averaged, CRAFTED, "worst case", STRONG),
             rows=tuple(rows.items()),
             claims=tuple(claims),
-            note=self.strict_note + note + NOISE_OFF,
+            note=strict_note + note + NOISE_OFF,
         )
 
-    @property
-    def strict_note(self) -> str:
-        """What the strict columns are."""
-        return _STRICT_NOTE.format(
-            k=self.scale.expectation,
-            strong=self.scale.evaluations["strong"]["expectation"],
-        )
+    def _pgd(self, steps):
+        plain, averaged = steps
+        return f"PGD-{plain}", f"PGD-{averaged} EOT-{self.scale.expectation}"
 
 
 def compare(what: str, ours: tuple, other: tuple, *columns: int) -> list[Claim]:

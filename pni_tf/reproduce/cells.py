@@ -14,16 +14,16 @@ class Source:
 
     Args:
         evaluation: The job.
-        column: The column of its table, such as `"noise on"`.
-        row: The name of the scenario; or the network that examples were transferred
-            from, whose path is in the name.
+        column: The kind of the column, such as `"noise_on"`.
+        row: `"clean"`, `"worst_case"` or the name of an attack; where examples were
+            transferred, that of the folder or network that they were made on.
         field: The number.
         one_minus: Whether the number is one minus the field.
     """
 
     evaluation: Evaluation
     column: str
-    row: str | Training
+    row: str
     field: str = "accuracy_mean"
     one_minus: bool = False
 
@@ -114,7 +114,7 @@ class Line:
 
     Args:
         evaluation: The job.
-        column: The column of its curves.
+        column: The kind of the column of its curves.
         network: Number of the network, which gives the colour.
         style: How it is drawn, in the terms of Matplotlib.
     """

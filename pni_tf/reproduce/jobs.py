@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pni_tf import __version__, files
 from pni_tf.cli.flags import expand_flagfiles
+from pni_tf.evaluation.record import read_evaluation
 
 
 class _Job:
@@ -276,7 +277,7 @@ def _settings(job):
 def _is_whole(path):
     """Returns whether a result is there, and can be read if it is for reports."""
     if path.suffix == ".json":
-        return files.read_json(path) is not None
+        return read_evaluation(path) is not None
     return path.exists()
 
 

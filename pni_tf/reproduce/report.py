@@ -127,11 +127,11 @@ def _other_images(results, done):
     """Returns a warning if evaluations had different images under the same name."""
     found = {}
     for job in done:
-        content = results.content(job)
-        if data := content.get("data"):
-            name = f"{content['dataset']}, {data['examples']:,} images"
+        saved = results.evaluation(job)
+        if saved and saved.data:
+            name = f"{saved.dataset}, {saved.data['examples']:,} images"
             by_digest = found.setdefault(name, {})
-            by_digest.setdefault(data["sha256"], []).append(job.title)
+            by_digest.setdefault(saved.data["sha256"], []).append(job.title)
     lines = [
         f"- {name}, SHA-256 {digest[:12]}: {', '.join(titles)}"
         for name, by_digest in found.items()

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from pni_tf import files
-from pni_tf.evaluation.record import read_shares
-from pni_tf.reproduce.cells import Cell, Source
-from pni_tf.reproduce.jobs import Evaluation, Job
+from pni_tf.evaluation.record import Row, SavedEvaluation, read_evaluation, read_shares
+from pni_tf.reproduce.cells import Cell, Line, Source
+from pni_tf.reproduce.jobs import Evaluation, Job, Training
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -114,24 +114,14 @@ class Results:
         self.root, self.folder = root, folder
         before = files.read_json(folder / "report.json") or {}
         self._before = {part["title"]: part for part in before.get("parts", [])}
-        self._contents, self._entries, self._alphas, self._shares = {}, {}, {}, {}
+        self._evaluations, self._alphas, self._shares = {}, {}, {}
         for job in jobs:
-            if isinstance(job, Evaluation):
-                content = files.read_json(folder / job.result) or {}
-                self._contents[job] = content
-                self._entries[job] = {
-                    (column, entry["scenario"]): (f"/columns/{column}/{i}", entry)
-                    for column, entries in content.get("columns", {}).items()
-                    for i, entry in enumerate(entries)
-                }
-            else:
+            if isinstance(job, Training):
                 self._alphas[job] = _read_alphas(folder / job.path / "history.csv")
+            else:
+                self._evaluations[job] = read_evaluation(folder / job.result)
 
-    def content(self, evaluation: Evaluation) -> dict:
-        """Returns what is in the `evaluation.json` of a job; nothing before it ran."""
-        return self._contents.get(evaluation, {})
-
-    def alphas(self, training) -> dict[str, list[float]]:
+    def alphas(self, training: Training) -> dict[str, list[float]]:
         """Returns the magnitude of alpha after each epoch by layer."""
         return self._alphas.get(training, {})
 
@@ -139,37 +129,51 @@ class Results:
         """Returns what the report said in a part before it is written again."""
         return self._before.get(title, {})
 
-    def entry(self, source: Source) -> tuple[str, dict] | None:
-        """Returns the JSON pointer of the scenario and its numbers, None without it."""
-        name, content = source.row, self.content(source.evaluation)
-        if not isinstance(name, str) and content:
-            # The networks lay side by side then, wherever they do now.
-            path = Path(content["model"]).with_name(source.row.path.name)
-            name = f"transfer from {path}"
-        return self._entries.get(source.evaluation, {}).get((source.column, name))
+    def evaluation(self, job: Evaluation) -> SavedEvaluation | None:
+        """Returns what was found by a job, None before it ran."""
+        return self._evaluations.get(job)
+
+    def column(self, of: Source | Line) -> str | None:
+        """Returns what the files of an evaluation call a column, None without it."""
+        saved = self.evaluation(of.evaluation)
+        kinds = saved.kinds if saved else {}
+        return next((name for name, c in kinds.items() if c.kind == of.column), None)
+
+    def curve(self, kind: str, line: Line) -> dict[float, Row]:
+        """Returns the points of a line by epsilon or steps; none before it ran."""
+        saved = self.evaluation(line.evaluation)
+        return saved.curves.get(kind, {}).get(self.column(line), {}) if saved else {}
+
+    def rows(self, source: Source) -> tuple[Row, ...]:
+        """Returns the rows of the column of a number; none before it ran."""
+        column = self.column(source)
+        return self.evaluation(source.evaluation).columns[column] if column else ()
+
+    def row(self, source: Source) -> Row | None:
+        """Returns the row of a number, None before it ran."""
+        return next((row for row in self.rows(source) if _key(row) == source.row), None)
 
     def value(self, cell: Cell) -> Value:
         """Returns the number of a cell from the seeds that were run."""
         seeds, empty = [], 0
         for source in cell.sources:
-            found = self.entry(source)
-            if found is None:
+            row = self.row(source)
+            if row is None:
                 continue
-            pointer, entry = found
-            number = entry[source.field]
+            number = row.numbers[source.field]
             if number is None:
                 empty += 1
                 continue
-            has_draws = source.field == "accuracy_mean" and entry["draws"] > 1
+            has_draws = source.field == "accuracy_mean" and row.draws > 1
             seeds.append(
                 SeedValue(
                     seed=source.evaluation.seed,
                     mean=1 - number if source.one_minus else number,
-                    std=entry["accuracy_std"] if has_draws else None,
-                    draws=entry["draws"],
-                    images=entry["images"],
+                    std=row.numbers["accuracy_std"] if has_draws else None,
+                    draws=row.draws,
+                    images=row.images,
                     file=str(source.evaluation.result),
-                    pointer=f"{pointer}/{source.field}",
+                    pointer=f"{row.pointer}/{source.field}",
                     one_minus=source.one_minus,
                 )
             )
@@ -182,18 +186,25 @@ class Results:
 
     def shares(self, source: Source) -> np.ndarray | None:
         """Returns the share of draws that are right by image; None if it is unknown."""
-        found = self.entry(source)
-        if found is None or source.field != "accuracy_mean":
+        row, job = self.row(source), source.evaluation
+        if row is None or source.field != "accuracy_mean":
             return None
-        job, (_, entry) = source.evaluation, found
         if job not in self._shares:
             path = self.root / job.path / "per_example.csv"
             self._shares[job] = read_shares(path) if path.exists() else {}
-        shares = self._shares[job].get((source.column, entry["scenario"]), np.zeros(0))
-        mean = entry["accuracy_mean"]
-        if shares.size != entry["images"] or abs(shares.mean() - mean) > 1e-6:
+        shares = self._shares[job].get((self.column(source), row.scenario), np.zeros(0))
+        mean = row.numbers["accuracy_mean"]
+        if shares.size != row.images or abs(shares.mean() - mean) > 1e-6:
             return None  # of another evaluation than the number
         return shares
+
+
+def _key(row: Row) -> str:
+    """Returns what a `Source` calls a row."""
+    if row.kind == "attack":
+        # The networks lay side by side then, wherever they do now.
+        return Path(row.source).name if row.source else row.scenario
+    return row.kind
 
 
 def _read_alphas(path):

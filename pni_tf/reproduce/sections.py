@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from matplotlib.figure import Figure
 
 from pni_tf import plots
+from pni_tf.evaluation.record import Row
 from pni_tf.reproduce.cells import (
     Alphas,
     Cell,
@@ -137,13 +138,11 @@ def _(part: Curves, results: Results, name: str) -> Section:
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
     for label, line in part.lines.items():
-        curves = results.content(line.evaluation).get("curves", {})
-        curve = curves.get(part.kind, {}).get(line.column)
         colour = f"C{line.network}"
-        if curve:
-            points = found[label] = {float(x): entry for x, entry in curve.items()}
-            attacks |= {_attack_line(entry): None for entry in curve.values()}
-            means = [100 * entry["accuracy_mean"] for entry in points.values()]
+        if points := results.curve(part.kind, line):
+            found[label] = points
+            attacks |= {_attack_line(row): None for row in points.values()}
+            means = [100 * _accuracy(row) for row in points.values()]
             axes.plot(list(points), means, line.style, color=colour, ms=4, label=label)
         if label in part.paper:
             x, y = part.paper[label]
@@ -157,7 +156,7 @@ def _(part: Curves, results: Results, name: str) -> Section:
         for label, points in found.items()
     ]
     sizes = [
-        f"{label} {next(iter(points.values()))['images']:,}"
+        f"{label} {next(iter(points.values())).images:,}"
         for label, points in found.items()
     ]
     missing = [label for label in part.lines if label not in found]
@@ -174,12 +173,12 @@ def _(part: Curves, results: Results, name: str) -> Section:
         ],
         content={
             "curves": {
-                label: {f"{x:g}": entry["accuracy_mean"] for x, entry in points.items()}
+                label: {f"{x:g}": _accuracy(row) for x, row in points.items()}
                 for label, points in found.items()
             },
             "files": {x: str(part.lines[x].evaluation.result) for x in found},
             "pointers": {
-                x: f"/curves/{part.kind}/{part.lines[x].column}" for x in found
+                x: f"/curves/{part.kind}/{results.column(part.lines[x])}" for x in found
             },
             "sentences": said,
         },
@@ -193,7 +192,7 @@ def _of_curves(part, found):
     if not all(label in found for label in part.compared):
         return [f"{names}: not run."]
     ours, other = (found[label] for label in part.compared)
-    above = sum(ours[x]["accuracy_mean"] > other[x]["accuracy_mean"] for x in ours)
+    above = sum(_accuracy(ours[x]) > _accuracy(other[x]) for x in ours)
     last = max(ours)
     ends = [f"{label} {_point(points[last])}" for label, points in found.items()]
     return [
@@ -205,11 +204,11 @@ def _of_curves(part, found):
 
 @make.register
 def _(part: Listing, results: Results, name: str) -> Section:
-    content = results.content(part.evaluation)
-    entry = content.get(part.entry)
+    saved = results.evaluation(part.evaluation)
+    entry = saved and getattr(saved, part.entry)
     if not entry:
         # Such as pictures, where the attack has turned no image.
-        words = "The evaluation found none." if content else _NOT_RUN.capitalize() + "."
+        words = "The evaluation found none." if saved else _NOT_RUN.capitalize() + "."
         return Section(lines=[words, part.note], content={})
     header, *rows = part.lines(entry)
     said = part.summary(entry)
@@ -271,8 +270,12 @@ def _mean(numbers: list[float]) -> str:
     return text
 
 
-def _point(entry):
-    return _NOT_RUN if entry is None else f"{100 * entry['accuracy_mean']:.2f}"
+def _accuracy(row: Row) -> float:
+    return row.numbers["accuracy_mean"]
+
+
+def _point(row: Row | None) -> str:
+    return _NOT_RUN if row is None else f"{100 * _accuracy(row):.2f}"
 
 
 def _cell_text(cell: Cell, value: Value, most: int) -> str:
@@ -317,24 +320,22 @@ def _attacks(results: Results, cell: Cell) -> dict[str, None]:
     """Returns the attacks that gave a cell with all their settings, in order."""
     found = {}
     for source in cell.sources:
-        if (pointed := results.entry(source)) is None:
+        if (row := results.row(source)) is None:
             continue
-        _, entry = pointed
-        names = entry.get("components", [])
-        if names:
+        if row.components:
             # Their order is that in which they helped, which differs by network.
-            found[f"{entry['scenario']}: of {', '.join(sorted(names))}"] = None
-        for other in results.content(source.evaluation)["columns"][source.column]:
-            named = other["scenario"] in names or other is entry
-            if named and other["attack"] != "None":
+            found[f"{row.scenario}: of {', '.join(sorted(row.components))}"] = None
+        for other in results.rows(source):
+            named = other.scenario in row.components or other is row
+            if named and other.attack is not None:
                 found[_attack_line(other)] = None
     return found
 
 
-def _attack_line(entry: dict) -> str:
-    draws = entry.get("expectation", 1)
+def _attack_line(row: Row) -> str:
+    draws = row.expectation
     extra = f", expectation over {draws} draws" if draws > 1 else ""
-    return f"{entry['scenario']}: {entry['attack']}{extra}"
+    return f"{row.scenario}: {row.attack}{extra}"
 
 
 def _table(header: list[str], rows: list[list[str]]) -> str:

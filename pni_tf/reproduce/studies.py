@@ -1,13 +1,12 @@
 """Tables 1 to 3 and figures 1 to 3 of the paper, and the list of all studies."""
 
+import dataclasses
+
 from pni_tf.reproduce.attack_studies import table4, table5, table6, table7
 from pni_tf.reproduce.builder import (
-    CRAFTED,
     EOT,
     LOCATIONS,
-    NOISE_OFF,
     PGD7,
-    STRONG,
     STRONG_WORST,
     WORST,
     Builder,
@@ -15,13 +14,11 @@ from pni_tf.reproduce.builder import (
 )
 from pni_tf.reproduce.cells import (
     Alphas,
-    Cell,
     Claim,
     Curves,
     Line,
     Listing,
     Part,
-    Table,
 )
 from pni_tf.reproduce.scales import Scale
 
@@ -43,7 +40,7 @@ def table1(build: Builder) -> list[Part]:
     for label, (defence, name) in schemes.items():
         trainings = build.training(defence)
         rows[label] = build.row(trainings, paper["accuracy"][name])
-        rows[f"{label}, without PNI"] = build.row(trainings, column="noise off")
+        rows[f"{label}, without PNI"] = build.row(trainings, column="noise_off")
     ours, none = rows["PNI in attack"], rows["PNI not in attack"]
     noise = "Noise in the attack of the training against"
     return [
@@ -81,8 +78,8 @@ def table2(build: Builder) -> list[Part]:
     claims = []
     for label, defence in LOCATIONS.items():
         trainings, papers = build.training(defence), paper[defence]
-        on = build.row(trainings, papers["with_pni"], column="noise on")
-        off = build.row(trainings, papers["without_pni"], column="noise off")
+        on = build.row(trainings, papers["with_pni"], column="noise_on")
+        off = build.row(trainings, papers["without_pni"], column="noise_off")
         rows |= {f"{label}, with PNI": on, f"{label}, without PNI": off}
         if defence == "pni_w":
             columns = (PGD7, EOT, WORST, STRONG_WORST)
@@ -111,8 +108,8 @@ def table3(build: Builder) -> list[Part]:
     of = {
         "no defence": ("vanilla", "no_defense", None),
         "fair twin": ("adversarial", "vanilla_adversarial_training", None),
-        "PNI-W, with PNI": ("pni_w", "pni_w_with_pni", "noise on"),
-        "PNI-W, without PNI": ("pni_w", "pni_w_without_pni", "noise off"),
+        "PNI-W, with PNI": ("pni_w", "pni_w_with_pni", "noise_on"),
+        "PNI-W, without PNI": ("pni_w", "pni_w_without_pni", "noise_off"),
     }
     rows, claims = {}, []
     for network, (name, numbers) in papers.items():
@@ -132,41 +129,30 @@ def table3(build: Builder) -> list[Part]:
 
 def mnist(build: Builder) -> list[Part]:
     """The main comparison on MNIST, of which the paper has no numbers."""
-    eot = f"PGD-100 EOT-{build.scale.expectation}"
-    columns = ("clean", "PGD-40", "FGSM", eot, CRAFTED, "worst case")
-    rows = {}
-    for label, defence, column in (
-        ("no defence", "vanilla", None),
-        ("fair twin (no noise)", "adversarial", None),
-        ("PNI-W, with PNI", "pni_w", "noise on"),
-        ("PNI-W, without PNI", "pni_w", "noise off"),
-    ):
-        where = {"kind": "mnist", "column": column}
-        trainings = build.training(defence, "mnist")
-        cells = {name: build.cell(trainings, name, **where) for name in columns}
-        cells[CRAFTED] = Cell()
-        if column == "noise on":
-            cells[CRAFTED] = build.crafted_cell(trainings, **where)
-        strong = build.strong_cell(trainings, column=column)
-        rows[label] = (*cells.values(), strong)
-    return [
-        Table(
-            title="MNIST: the same networks",
-            columns=(*columns, STRONG),
-            rows=tuple(rows.items()),
-            claims=tuple(
-                Claim(
-                    text=f"PNI-W against its fair twin, {name}",
-                    ours=rows["PNI-W, with PNI"][i],
-                    other=rows["fair twin (no noise)"][i],
-                )
-                for name, i in (("PGD-40", 1), (eot, 3), (STRONG, 6))
-            ),
-            note="Epsilon 0.3, steps of 0.01 for PGD-40, as Madry et al. did. "
-            + build.strict_note
-            + NOISE_OFF,
+    steps = (40, 100)
+    of = {
+        "no defence": ("vanilla", None),
+        "fair twin (no noise)": ("adversarial", None),
+        "PNI-W, with PNI": ("pni_w", "noise_on"),
+        "PNI-W, without PNI": ("pni_w", "noise_off"),
+    }
+    rows = {
+        label: build.row(
+            build.training(defence, "mnist"), steps=steps, kind="mnist", column=column
         )
+        for label, (defence, column) in of.items()
+    }
+    table = build.table("MNIST: the same networks", rows, [], steps=steps)
+    claims = [
+        Claim(
+            text=f"PNI-W against its fair twin, {table.columns[i]}",
+            ours=rows["PNI-W, with PNI"][i],
+            other=rows["fair twin (no noise)"][i],
+        )
+        for i in (PGD7, EOT, STRONG_WORST)
     ]
+    attack = "Epsilon 0.3, steps of 0.01 for PGD-40, as Madry et al. did. "
+    return [dataclasses.replace(table, claims=tuple(claims), note=attack + table.note)]
 
 
 def figure1(build: Builder) -> list[Part]:
@@ -209,9 +195,9 @@ def figure3(build: Builder) -> list[Part]:
         columns = {"": (plain, "model", "o-")}
         if training.random:
             columns = {
-                "": (plain, "noise on", "o-"),
-                ", EOT": (strict, "noise on", "s:"),
-                ", without PNI": (plain, "noise off", "x-."),
+                "": (plain, "noise_on", "o-"),
+                ", EOT": (strict, "noise_on", "s:"),
+                ", without PNI": (plain, "noise_off", "x-."),
             }
         for how, (evaluation, column, style) in columns.items():
             lines[label + how] = Line(

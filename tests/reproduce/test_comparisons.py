@@ -82,7 +82,7 @@ class TestPairs:
             verdicts.write_text("\n".join(verdicts.read_text().splitlines()[:-1]))
         else:
             content = json.loads((tmp_path / job.result).read_text())
-            content["columns"]["0"][0]["accuracy_mean"] = 0.6
+            content["columns"]["model"][0]["accuracy_mean"] = 0.6
             (tmp_path / job.result).write_text(json.dumps(content))
         assert not compare(results_of(tmp_path), claim).paired
 

@@ -50,20 +50,21 @@ def normal(text):
     return re.sub(r"[^a-z]", "", text)
 
 
-ROW_OF = {  # the scenario that a heading promises
-    "noise-off-crafted": "transfer from noise-free twin",
-    STRONG: "worst case",
+ROW_OF = {  # the row that a heading promises
+    "noise-off-crafted": "noise-free twin",
+    "worst case": "worst_case",
+    STRONG: "worst_case",
 }
 
 
 def column_of(label):
-    """The column of the evaluation that the label of a row promises."""
+    """The kind of column of the evaluation that the label of a row promises."""
     if "mean of" in label:
-        return "mean of 5 draws"
+        return "mean"
     if "without PNI" in label:
-        return "noise off"
+        return "noise_off"
     deterministic = ("fair twin", "no defence", "Madry")
-    return "model" if any(d in label for d in deterministic) else "noise on"
+    return "model" if any(d in label for d in deterministic) else "noise_on"
 
 
 class TestReport:

@@ -11,7 +11,7 @@ from pni_tf import inject_pni, load_target
 from pni_tf.cli import evaluate, evaluate_run
 from pni_tf.cli.evaluate_plan import Planner
 from pni_tf.reproduce.cells import Curves, Table
-from pni_tf.reproduce.jobs import Evaluation, Training, in_order
+from pni_tf.reproduce.jobs import Evaluation, in_order
 from pni_tf.reproduce.scales import SCALES
 from pni_tf.reproduce.studies import parts_of
 
@@ -26,7 +26,7 @@ def targets():
 
 @pytest.fixture
 def plan(targets, command, monkeypatch, tmp_path):
-    """Returns the rows by column that the command of an evaluation would make."""
+    """Returns the rows by kind of column that an evaluation would make."""
 
     def plan(job):
         networks = {tmp_path / needed.path: needed for needed in job.needs}
@@ -53,7 +53,10 @@ def plan(targets, command, monkeypatch, tmp_path):
             )
             for column in evaluate_run._chosen(analyses.columns, loaded):
                 rows = planner.scenarios(column, loaded[column], identities[column])
-                found[column.name] = [scenario.name for scenario in rows]
+                found[column.kind] = [
+                    Path(scenario.source).name if scenario.source else scenario.name
+                    for scenario in rows
+                ]
             found["curves"] = list(analyses.curves or ())
 
         monkeypatch.setattr(evaluate_run, "evaluate", look)
@@ -71,7 +74,7 @@ def plan(targets, command, monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("name", SCALES)
-def test_every_row_and_column_will_be_there(name, plan, tmp_path):
+def test_every_row_and_column_will_be_there(name, plan):
     scale = SCALES[name]
     parts = [part for study in scale.studies for part in parts_of(study, scale, 1)]
     jobs = in_order([job for part in parts for job in part.jobs])
@@ -81,13 +84,10 @@ def test_every_row_and_column_will_be_there(name, plan, tmp_path):
         for _, cells in part.rows if isinstance(part, Table) else ():
             for source in [source for cell in cells for source in cell.sources]:
                 rows = made[source.evaluation][source.column]
-                if source.row == "worst case":  # of several attacks
+                if source.row == "worst_case":  # of several attacks
                     assert len(rows) > 2
                 else:
-                    row = source.row
-                    if isinstance(row, Training):
-                        row = f"transfer from {tmp_path / row.path}"
-                    assert rows.count(row) == 1, source
+                    assert rows.count(source.row) == 1, source
                 read.add((source.evaluation, source.column))
         if isinstance(part, Curves):
             flags = {f for line in part.lines.values() for f in line.evaluation.flags}

@@ -106,28 +106,34 @@ def cells_of(folder, *columns, paper=(), defence="pni_w", kind="white_box", **fi
     count = len(columns[0])
     trainings = [DIGITS.training(defence, seed) for seed in range(count)]
     jobs = [DIGITS.evaluation(kind, training) for training in trainings]
-    entry = {"scenario": "row", "accuracy_std": 0.02, "images": 100, "draws": 1}
+    entry = {"kind": "attack", "accuracy_std": 0.02, "images": 100, "draws": 1}
     for seed, job in enumerate(jobs):
-        content, lines = {}, [["network", "scenario", "correct_draws", "draws"]]
+        rows, lines = [], [["network", "scenario", "correct_draws", "draws"]]
         for i, column in enumerate(columns):
-            numbers = {**entry, **fields}
+            numbers = {"scenario": f"attack {i}", **entry, **fields}
             shares = column[seed]
             if isinstance(shares, list):
                 numbers["accuracy_mean"] = sum(shares) / len(shares)
                 numbers["images"] = len(shares)
                 draws = numbers["draws"]
-                lines += [[i, "row", round(share * draws), draws] for share in shares]
+                lines += [
+                    ["model", f"attack {i}", round(share * draws), draws]
+                    for share in shares
+                ]
             else:
                 numbers["accuracy_mean"] = shares
-            content[str(i)] = [numbers]
+            rows.append(numbers)
         (folder / job.path).mkdir(parents=True)
-        (folder / job.result).write_text(json.dumps({"columns": content}))
+        (folder / job.result).write_text(json.dumps({"columns": {"model": rows}}))
         if len(lines) > 1:
             with (folder / job.path / "per_example.csv").open("w", newline="") as file:
                 csv.writer(file).writerows(lines)
     return [
         Cell(
-            sources=tuple(Source(evaluation=j, column=str(i), row="row") for j in jobs),
+            sources=tuple(
+                Source(evaluation=job, column="model", row=f"attack {i}")
+                for job in jobs
+            ),
             paper=paper[i] if paper else None,
         )
         for i in range(len(columns))
