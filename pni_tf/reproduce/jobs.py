@@ -1,7 +1,6 @@
 """What a study needs to be run: calls of `bin/train` and of `bin/evaluate`."""
 
 import dataclasses
-import importlib.resources
 import json
 import operator
 import os
@@ -21,11 +20,6 @@ class _Job:
     @property
     def title(self) -> str:
         return f"{self.key}, seed {self.seed}"
-
-    @property
-    def file_name(self) -> str:
-        """Its name among the files of all jobs."""
-        return "_".join(self.path.parts)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -161,14 +155,14 @@ class Stamp:
         seconds: What all its runs have taken, those that were interrupted too.
         failed: Why the last one failed, or why it cannot run; None if neither is so.
         machine: What it was run by and on, as far as that is known.
-        has_other_settings: Whether it was run as it is no longer asked for.
+        is_blocked: Whether it cannot run, because a run with other settings is there.
     """
 
     is_done: bool = False
     seconds: float = 0.0
     failed: str | None = None
     machine: str = ""
-    has_other_settings: bool = False
+    is_blocked: bool = False
 
 
 class Stamps:
@@ -182,17 +176,17 @@ class Stamps:
 
     def __init__(self, root: Path):
         self.root = root
-        self._known, self._digests = {}, {}
+        self._stamps, self._digests = {}, {}
 
     def log(self, job: Job) -> Path:
         """Returns the file for the output of a job."""
-        return self.root / "jobs" / f"{job.file_name}.log"
+        return self._file(job, "log")
 
     def of(self, job: Job) -> Stamp:
         """Returns what is known of a job."""
-        if job not in self._known:
-            self._known[job] = self._read(job)
-        return self._known[job]
+        if job not in self._stamps:
+            self._stamps[job] = self._read(job)
+        return self._stamps[job]
 
     def write(
         self, job: Job, *, done: bool, seconds: float, failed: str | None = None
@@ -205,68 +199,61 @@ class Stamps:
             seconds: What this run has taken.
             failed: Why it failed, if it did.
         """
-        seconds += self.of(job).seconds
-        self._digests.pop(job, None)
-        self._known = {
-            other: stamp
-            for other, stamp in self._known.items()
-            if other != job and job not in other.needs
-        }
         content = {
             "done": done,
             "failed": failed,
-            "seconds": seconds,
+            "seconds": seconds + self.of(job).seconds,
             "arguments": _settings(job),
             "inputs": self._inputs(job),
             "machine": f"pni_tf {__version__}, {os.cpu_count()} CPU cores "
             f"({platform.machine()})",
         }
-        path = self._path(job)
+        path = self._file(job, "json")
         path.parent.mkdir(parents=True, exist_ok=True)
         files.write_text(path, json.dumps(content, indent=2) + "\n")
+        self._stamps.clear()  # It may be a network that others need.
+        self._digests.clear()
 
-    def _path(self, job):
-        return self.root / "jobs" / f"{job.file_name}.json"
+    def _file(self, job, ending):
+        return self.root / "jobs" / f"{'_'.join(job.path.parts)}.{ending}"
 
     def _read(self, job):
-        content = files.read_json(self._path(job))
+        path = self._file(job, "json")
+        content = files.read_json(path)
         if not content:
             return Stamp()
-        other = content.get("arguments") != _settings(job)
-        current = not other and content.get("inputs") == self._inputs(job)
-        failed = content.get("failed") if current else None
-        if other and isinstance(job, Training):
+        if content.get("arguments") != _settings(job):
+            if isinstance(job, Evaluation):
+                return Stamp()
             # Hours of work, maybe: to throw them away is not for us.
-            failed = (
+            why = (
                 f"it was run with other settings; remove {self.root / job.path} and "
-                f"{self._path(job)} to train it again"
+                f"{path} to train it again"
             )
-        seconds = content.get("seconds")
-        known = current and isinstance(seconds, int | float)
+            return Stamp(failed=why, is_blocked=True)
+        if content.get("inputs") != self._inputs(job):
+            return Stamp()
         return Stamp(
             is_done=bool(
-                current
-                and content.get("done")
+                content.get("done")
                 and _is_whole(self.root / job.result)
                 and all(self.of(needed).is_done for needed in job.needs)
             ),
-            seconds=round(float(seconds), 1) if known else 0.0,
-            failed=failed,
-            machine=str(content.get("machine", "")),
-            has_other_settings=other,
+            seconds=round(content.get("seconds", 0.0), 1),
+            failed=content.get("failed"),
+            machine=content.get("machine", ""),
         )
 
     def _inputs(self, job):
         """Returns the digests of the networks that a job needs and that are there."""
+        found = {}
         for needed in job.needs:
             path = self.root / needed.result
-            if needed not in self._digests and path.exists():
-                self._digests[needed] = files.file_digest(path, name=False)
-        return {
-            str(needed.path): self._digests[needed]
-            for needed in job.needs
-            if needed in self._digests
-        }
+            if path.exists():
+                if path not in self._digests:
+                    self._digests[path] = files.file_digest(path, name=False)
+                found[str(needed.path)] = self._digests[path]
+        return found
 
 
 def _settings(job):
@@ -313,23 +300,25 @@ class Costs:
 
         By other seeds, by the reference, or roughly by such jobs of other networks.
         """
-        if (known := self._known(job)) is not None:
-            return known
+        known = self._known()
         alike = {
-            other.key: self._known(other)
+            other.key
             for other in self.jobs
             if (other.group, other.random) == (job.group, job.random)
         }
-        found = [seconds for seconds in alike.values() if seconds is not None]
-        return statistics.mean(found) if found else None
+        keys = {job.key} if job.key in known else alike & known.keys()
+        return statistics.mean(known[key] for key in keys) if keys else None
 
-    def _known(self, job):
-        """Returns what a job or its other seeds took, here or elsewhere."""
-        if job.key in self.measured:
-            return statistics.mean(self.measured[job.key])
-        if job.key in self.reference:
-            return self._slowness() * self.reference[job.key]
-        return None
+    def _known(self):
+        """Returns what jobs took, by their keys: here, or else as the reference says.
+
+        The reference is of a machine that may be faster or slower than this one.
+        """
+        here = {key: statistics.mean(found) for key, found in self.measured.items()}
+        shared = here.keys() & self.reference.keys()
+        ratios = [here[key] / self.reference[key] for key in shared] or [1.0]
+        slowness = statistics.median(ratios)
+        return {key: slowness * s for key, s in self.reference.items()} | here
 
     def left(self, jobs: list[Job]) -> str:
         """Returns how long the jobs will take, in words."""
@@ -340,20 +329,11 @@ class Costs:
         words = f"about {duration(sum(known) / self.workers)}"
         return f"{words} and {unknown} jobs of unknown cost" if unknown else words
 
-    def _slowness(self):
-        """Returns how much slower this machine is than that of the reference."""
-        ratios = [
-            statistics.mean(seconds) / self.reference[key]
-            for key, seconds in self.measured.items()
-            if self.reference.get(key)
-        ]
-        return statistics.median(ratios) if ratios else 1.0
-
 
 def reference_costs(scale: str) -> dict[str, float]:
     """Returns what each job of a scale took where it was measured, by its key."""
-    file = importlib.resources.files("pni_tf.reproduce") / "costs.json"
-    return json.loads(file.read_text(encoding="utf-8")).get(scale, {})
+    path = Path(__file__).with_name("costs.json")
+    return json.loads(path.read_text("utf-8")).get(scale, {})
 
 
 def duration(seconds: float) -> str:

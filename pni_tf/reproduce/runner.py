@@ -8,10 +8,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from pni_tf.reproduce.jobs import Costs, Job, Stamps, Training
+from pni_tf.reproduce.jobs import Costs, Job, Stamps
 
 _PAUSE = 0.1  # seconds between two looks at the processes
 
@@ -28,13 +28,6 @@ class Outcome:
     failed: dict[Job, str] = dataclasses.field(default_factory=dict)
     skipped: list[Job] = dataclasses.field(default_factory=list)
 
-    def lost(self, job: Job) -> Job | None:
-        """Returns what the job needs and will not get."""
-        for needed in job.needs:
-            if needed in self.failed or needed in self.skipped:
-                return needed
-        return None
-
 
 def run(
     jobs: list[Job],
@@ -44,8 +37,6 @@ def run(
     workers: int = 1,
     extra: Sequence[str] = (),
     lock: int | None = None,
-    command_of: Callable[[str], list[str]] | None = None,
-    show: Callable[[str], None] = print,
 ) -> Outcome:
     """Runs what is not done yet; what fails is noted, and the rest goes on.
 
@@ -60,15 +51,12 @@ def run(
         extra: Further flags of all commands, which change no result.
         lock: File descriptor of the folder's lock, which the jobs hold too: one whose
             parent was killed may live a little longer.
-        command_of: Returns how to start a command; for tests.
-        show: Takes a line about each job.
     """
-    work = _Run(stamps, jobs, costs, show)
+    work = _Run(stamps, jobs, costs)
     threads = None if workers == 1 else max(cpu_cores() // workers, 1)
 
     def start(job):
-        command = (command_of or _command_of)(job.command)
-        command = [*command, *job.arguments(stamps.root), *extra]
+        command = [*_command_of(job.command), *job.arguments(stamps.root), *extra]
         return Process(command, stamps.log(job), lock=lock, threads=threads)
 
     try:
@@ -87,8 +75,8 @@ def run(
 class _Run:
     """The jobs that wait, those that run, and what became of the others."""
 
-    def __init__(self, stamps, jobs, costs, show):
-        self.stamps, self.costs, self.show = stamps, costs, show
+    def __init__(self, stamps, jobs, costs):
+        self.stamps, self.costs = stamps, costs
         self.waiting = [job for job in jobs if not stamps.of(job).is_done]
         self.total = len(self.waiting)
         self.running = {}
@@ -96,12 +84,13 @@ class _Run:
 
     def drop_lost(self):
         """Takes out what needs a job that failed."""
+        failed, skipped = self.outcome.failed, self.outcome.skipped
         for job in list(self.waiting):
-            lost = self.outcome.lost(job)
-            if lost is not None:
+            lost = [n for n in job.needs if n in failed or n in skipped]
+            if lost:
                 self.waiting.remove(job)
-                self.outcome.skipped.append(job)
-                self.show(f"skipped: {job.title}, which needs {lost.title}")
+                skipped.append(job)
+                print(f"skipped: {job.title}, which needs {lost[0].title}")
 
     def ready(self):
         """Returns the jobs that wait for no other one."""
@@ -111,21 +100,25 @@ class _Run:
     def begin(self, job, start):
         number = self.total - len(self.waiting) + 1
         left = self.costs.left([*self.running, *self.waiting])
-        self.show(f"[{number}/{self.total}] {job.title} ({left} left)")
+        print(f"[{number}/{self.total}] {job.title} ({left} left)")
         self.waiting.remove(job)
         stamp = self.stamps.of(job)
-        if stamp.has_other_settings and isinstance(job, Training):
+        if stamp.is_blocked:
             self._fail(job, stamp.failed)
-            return
-        begin = time.monotonic()
-        self.running[job] = (start(job), begin)
+        else:
+            begin = time.monotonic()
+            self.running[job] = (start(job), begin)
 
     def collect(self):
         """Takes note of the processes that have ended; returns whether any has."""
-        ended = [job for job, (process, _) in self.running.items() if process.has_ended]
+        ended = [
+            job
+            for job, (process, _) in self.running.items()
+            if process.poll() is not None
+        ]
         for job in ended:
             process, begin = self.running.pop(job)
-            reason, seconds = process.wait(), time.monotonic() - begin
+            reason, seconds = process.failure(), time.monotonic() - begin
             done = reason is None
             self.stamps.write(job, done=done, seconds=seconds, failed=reason)
             if done:
@@ -141,8 +134,8 @@ class _Run:
         processes = [process for process, _ in self.running.values()]
         try:
             for process in processes:
-                process.stop()
-            self.show("Interrupted: the jobs save their state; Ctrl-C again kills them")
+                process.terminate()
+            print("Interrupted: the jobs save their state; Ctrl-C again kills them")
             for process in processes:
                 process.wait()
         except KeyboardInterrupt:
@@ -155,7 +148,7 @@ class _Run:
 
     def _fail(self, job, reason):
         self.outcome.failed[job] = reason
-        self.show(f"failed: {job.title}: {reason}")
+        print(f"failed: {job.title}: {reason}")
 
 
 def shell(job: Job, root: Path) -> str:
@@ -178,7 +171,7 @@ _PACKAGE_FOLDER = Path(__file__).parents[2]
 _PR_SET_PDEATHSIG = 1
 
 
-class Process:
+class Process(subprocess.Popen):
     """A command, whose output goes to a file.
 
     Args:
@@ -196,13 +189,13 @@ class Process:
         lock: int | None = None,
         threads: int | None = None,
     ):
-        self._log = log
+        self.log = log
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as file:
             file.write(f"$ {shlex.join(command)}\n".encode())
             file.flush()
             self._begin = file.tell()
-            self._process = subprocess.Popen(
+            super().__init__(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=file,
@@ -213,27 +206,16 @@ class Process:
                 preexec_fn=_end_with(os.getpid()),
             )
 
-    @property
-    def has_ended(self) -> bool:
-        return self._process.poll() is not None
-
-    def stop(self) -> None:
-        """Asks it to save its state and end (SIGTERM)."""
-        self._process.send_signal(signal.SIGTERM)
-
-    def kill(self) -> None:
-        self._process.kill()
-
-    def wait(self) -> str | None:
+    def failure(self) -> str | None:
         """Waits for its end; returns None, or why it failed."""
-        status = self._process.wait()
+        status = self.wait()
         if status == 0:
             return None
         how = f"status {status}" if status > 0 else f"killed by signal {-status}"
-        output = self._log.read_bytes()[self._begin :].decode(errors="replace")
+        output = self.log.read_bytes()[self._begin :].decode(errors="replace")
         lines = output.strip().splitlines()
         last = f": {lines[-1]}" if lines else ""
-        return f"{how}{last} (see {self._log})"
+        return f"{how}{last} (see {self.log})"
 
 
 def _environment(threads):

@@ -118,11 +118,12 @@ class TestRunner:
         jobs = jobs_of(["table2"])
         assert all(Stamps(tmp_path / "there").of(job).is_done for job in jobs)
 
-    def test_a_failed_run_is_reported_and_the_rest_finished(self, processes, tmp_path):
-        lines = []
-        folder, outcome = run(
-            tmp_path, ["table2"], 1, "--fail=trainings/pni_i_seed0", show=lines.append
-        )
+    def test_a_failed_run_is_reported_and_the_rest_finished(
+        self, processes, capsys, tmp_path
+    ):
+        options = ["--fail=trainings/pni_i_seed0"]
+        folder, outcome = run(tmp_path, ["table2"], 1, *options)
+        lines = capsys.readouterr().out.splitlines()
         (failed,) = outcome.failed
         assert failed.name == "pni_i"
         assert "what went wrong" in outcome.failed[failed]
@@ -171,9 +172,9 @@ class TestRunner:
                 running.append(log.stem)
                 most = max(most, len(running))
 
-            def wait(self):
-                reason = super().wait()
-                done = self._log.stem
+            def failure(self):
+                reason = super().failure()
+                done = self.log.stem
                 running.remove(done)
                 ended.append(done)
                 return reason

@@ -5,6 +5,7 @@ import json
 import re
 import sys
 from pathlib import Path
+from unittest import mock
 
 import fake_commands
 
@@ -35,21 +36,15 @@ def run(
     studies=("table2",),
     seeds=1,
     *options,
-    show=lambda line: None,
     workers=1,
     scale=DIGITS,
 ):
     """Runs studies and writes their report; `options` are those of the stand-ins."""
     jobs = jobs_of(studies, seeds, scale)
     stamps = Stamps(root)
-    outcome = runner.run(
-        jobs,
-        stamps,
-        Costs(stamps, jobs, {}),
-        workers=workers,
-        command_of=commands(*options),
-        show=show,
-    )
+    costs = Costs(stamps, jobs, {})
+    with mock.patch.object(runner, "_command_of", commands(*options)):
+        outcome = runner.run(jobs, stamps, costs, workers=workers)
     return write(root, studies, seeds, scale, stamps), outcome
 
 
@@ -75,8 +70,6 @@ def results_of(folder, jobs=None):
 class Process:
     """Stands for a process: runs its command at once, in this one."""
 
-    has_ended = True
-
     def __init__(self, command, log, **options):
         self.reason, argv = None, sys.argv
         sys.argv = command[1:]
@@ -87,7 +80,10 @@ class Process:
         finally:
             sys.argv = argv
 
-    def wait(self):
+    def poll(self):
+        return 0
+
+    def failure(self):
         return self.reason
 
 
