@@ -3,6 +3,7 @@
 from pni_tf.reproduce.builder import (
     LOCATIONS,
     NOISE_OFF,
+    PAPER_RESULTS,
     STRONG,
     Builder,
     compare,
@@ -11,7 +12,7 @@ from pni_tf.reproduce.cells import Cell, Claim, Listing, Part, Table
 
 
 def table4(build: Builder) -> list[Part]:
-    paper = build.paper["table4_cw_l2_norm"]
+    paper = PAPER_RESULTS["table4_cw_l2_norm"]
     papers = {name: (name, paper[name]) for name in ("resnet20_width4", "resnet18")}
     if build.scale.name != "paper":  # another network stands for the paper's
         first, *_, last = build.scale.networks
@@ -81,23 +82,22 @@ def _cw(build, defence, network, paper, column):
 
 
 def table5(build: Builder) -> list[Part]:
-    results = build.paper["table5_black_box"]["rows"]
+    results = PAPER_RESULTS["table5_black_box"]["rows"]
     network = "resnet18" if "resnet18" in build.scale.networks else None
     a = build.training("adversarial", network)
     rows = {}
     for label in ("PNI-W", "PNI-A-a", "PNI-W+A-a"):
         defence = LOCATIONS[label]
         b, paper = build.training(defence, network), results[defence]
-        from_a = {"kind": "transfer", "transfer_from": a}
-        from_b = {"kind": "transfer", "transfer_from": b}
+        a_to_b, b_to_a = paper["transfer_a_to_b"], paper["transfer_b_to_a"]
         rows[label] = (
-            build.cell(b, a, paper=paper["transfer_a_to_b"], **from_a),
-            build.cell(a, b, paper=paper["transfer_b_to_a"], **from_b),
+            build.cell(b, a, paper=a_to_b, kind="transfer"),
+            build.cell(a, b, paper=b_to_a, kind="transfer"),
             *_zoo(build, b, paper["zoo_success"]),
             *_white_box(build, b),
         )
         rows[f"{label}, without PNI"] = (
-            build.cell(b, a, column="noise_off", **from_a),
+            build.cell(b, a, column="noise_off", kind="transfer"),
             Cell(),
             *_zoo(build, b, column="noise_off"),
             *_white_box(build, b, column="noise_off"),
@@ -152,11 +152,11 @@ def _white_box(build, trainings, column=None):
 
 
 def _zoo(build, trainings, paper=None, column=None):
-    where = {"kind": "zoo", "one_minus": True, "first": True, "column": column}
-    row = f"ZOO-{build.scale.zoo_iterations}"
+    where = {"kind": "zoo", "one_minus": True, "column": column}
+    first, row = trainings[:1], f"ZOO-{build.scale.zoo_iterations}"
     return (
-        build.cell(trainings, row, field="claimed_accuracy", paper=paper, **where),
-        build.cell(trainings, row, **where),
+        build.cell(first, row, field="claimed_accuracy", paper=paper, **where),
+        build.cell(first, row, **where),
     )
 
 
@@ -202,7 +202,7 @@ def _passes(checklist):
 
 
 def table6(build: Builder) -> list[Part]:
-    paper = build.paper["table6_competitors"]
+    paper = PAPER_RESULTS["table6_competitors"]
     mean = f"mean of {build.scale.ensemble} draws"
     # The paper has its widest network here.
     wide = "resnet20_width4" if "resnet20_width4" in build.scale.networks else None
@@ -215,23 +215,20 @@ def table6(build: Builder) -> list[Part]:
     }
     if madry != twin:  # where the recipe is not Madry's anyway
         rows["adversarial training, Madry et al."] = build.row(madry)
-    pixeldp, rse, ours = (
-        build.row(build.training(defence), numbers, kind="ensemble", column="mean")
-        for defence, numbers in (
-            ("pixeldp", paper["dp_pixeldp"]),
-            ("rse", paper["rse"]),
-            ("pni_w", None),
-        )
-    )
-    rows[f"PixelDP, {mean} (paper: Wide ResNet 28-10)"] = pixeldp
-    rows[f"RSE, {mean} (paper: ResNeXt)"] = rse
-    rows[f"PNI-W, {mean}"] = ours
+    by_mean = {"kind": "ensemble", "column": "mean"}
+    pixeldp = build.row(build.training("pixeldp"), paper["dp_pixeldp"], **by_mean)
+    rse = build.row(build.training("rse"), paper["rse"], **by_mean)
+    ours = build.row(build.training("pni_w"), **by_mean)
     trainings = build.training("pni_w", wide)
     single = build.row(trainings, paper["pni_w"])
-    rows[f"PNI-W, single draws{name}"] = single
-    rows["PNI-W, without PNI" + (name if wide else "")] = build.row(
-        trainings, column="noise_off"
-    )
+    off = build.row(trainings, column="noise_off")
+    rows |= {
+        f"PixelDP, {mean} (paper: Wide ResNet 28-10)": pixeldp,
+        f"RSE, {mean} (paper: ResNeXt)": rse,
+        f"PNI-W, {mean}": ours,
+        f"PNI-W, single draws{name}": single,
+        f"PNI-W, without PNI{name if wide else ''}": off,
+    }
     certify = build.scale.evaluation("certify", build.training("pixeldp")[0])
     return [
         build.table(

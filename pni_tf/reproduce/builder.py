@@ -1,12 +1,15 @@
 """Makes the cells of tables from trainings and kinds of evaluation."""
 
-import importlib.resources
 import json
+from pathlib import Path
 
 from pni_tf.reproduce.cells import Cell, Claim, Source, Table
 from pni_tf.reproduce.jobs import Training
 from pni_tf.reproduce.scales import Scale
 
+PAPER_RESULTS = json.loads(
+    Path(__file__).with_name("paper_results.json").read_text("utf-8")
+)
 CRAFTED = "noise-off-crafted"
 STRONG = "strong suite, worst case (first seed)"
 LOCATIONS = {
@@ -22,12 +25,6 @@ NOISE_OFF = " The rows without PNI are the same networks with alpha = 0."
 PGD7, EOT, WORST, STRONG_WORST = 1, 3, 5, 6
 
 
-def paper_results() -> dict:
-    """Returns the paper's numbers."""
-    file = importlib.resources.files("pni_tf.reproduce") / "paper_results.json"
-    return json.loads(file.read_text(encoding="utf-8"))
-
-
 class Builder:
     """Makes cells, rows and tables of a study.
 
@@ -37,7 +34,7 @@ class Builder:
     """
 
     def __init__(self, scale: Scale, seeds: int | None):
-        self.scale, self.seeds, self.paper = scale, seeds, paper_results()
+        self.scale, self.seeds = scale, seeds
 
     def training(self, defence, network=None) -> tuple[Training, ...]:
         """Returns the trainings of all seeds."""
@@ -55,22 +52,21 @@ class Builder:
         field="accuracy_mean",
         one_minus=False,
         percent=True,
-        first=False,
-        **others,
     ) -> Cell:
         """Returns a cell of a row of `kind`'s table, on the trainings of all seeds.
 
-        `row` may be networks, one for each seed, that examples were transferred from;
-        `others` are trainings of all seeds by flag; `first` takes the first seed only.
+        `row` may be networks, one for each seed, that examples are transferred from.
         """
         sources = []
-        for i, training in enumerate(trainings[:1] if first else trainings):
-            needed = {flag: of_seeds[i] for flag, of_seeds in others.items()}
+        for i, training in enumerate(trainings):
+            name, others = row, {}
+            if not isinstance(row, str):
+                name, others = row[i].path.name, {"transfer_from": row[i]}
             sources.append(
                 Source(
-                    evaluation=self.scale.evaluation(kind, training, **needed),
+                    evaluation=self.scale.evaluation(kind, training, **others),
                     column=column or ("noise_on" if training.random else "model"),
-                    row=row if isinstance(row, str) else row[i].path.name,
+                    row=name,
                     field=field,
                     one_minus=one_minus,
                 )
@@ -82,7 +78,7 @@ class Builder:
     def strong_cell(self, trainings, *, kind="white_box", column=None) -> Cell:
         """Returns the worst case of the strong suite, of the first seed."""
         kind = "strong_ensemble" if kind == "ensemble" else "strong"
-        return self.cell(trainings, "worst_case", kind=kind, column=column, first=True)
+        return self.cell(trainings[:1], "worst_case", kind=kind, column=column)
 
     def row(self, trainings, paper=None, steps=(7, 20), **where) -> tuple[Cell, ...]:
         """Returns a row of the columns of `table`."""

@@ -27,12 +27,8 @@ DEFENCES = {
     "rse": ("--noise=rse", "--noadversarial", "--epoch_delay=0"),
     "pixeldp": ("--noise=pixeldp", "--noadversarial", "--epoch_delay=0"),
 }
-_WITH_TRANSFER = ("white_box", "ensemble", "mnist")
-_DETERMINISTIC = ("vanilla", "adversarial", "madry")
-_ALL = (
-    *("table1", "table2", "table3", "table4", "table5", "table6", "table7"),
-    *("figure1", "figure2", "figure3"),
-)
+_FIGURES = ("figure1", "figure2", "figure3")
+_ALL = (*(f"table{i}" for i in range(1, 8)), *_FIGURES)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,8 +43,10 @@ class Scale:
             stands for the paper's ResNet-20.
         seeds: Training seeds of the main network, unless `--seeds` says another number.
         seeds_of_others: The same of the other networks.
-        evaluations: Flags of `bin/evaluate` by kind.
-        expectation: Draws of the expectation over noise in these.
+        pgd7: Step size of the paper's PGD-7.
+        budget: Flags of `bin/evaluate` by kind of evaluation, which bound its cost; one
+            that is there already is replaced.
+        expectation: Draws of the expectation over noise.
         ensemble: Draws of the prediction by mean.
         cw_steps: Iterations of the longer attack of Carlini and Wagner.
         zoo_iterations: Iterations of ZOO.
@@ -65,7 +63,8 @@ class Scale:
     networks: Mapping[str, tuple[str, ...]]
     seeds: int
     seeds_of_others: int
-    evaluations: Mapping[str, Flags]
+    pgd7: float
+    budget: Mapping[str, Flags]
     expectation: int
     ensemble: int
     cw_steps: int
@@ -81,33 +80,71 @@ class Scale:
         """The main network."""
         return next(iter(self.networks))
 
-    def is_main(self, network: str | None) -> bool:
-        return network in (None, self.main)
+    @property
+    def evaluations(self) -> dict[str, Flags]:
+        """Flags of `bin/evaluate` by kind."""
+        draws = self.expectation
+        pgd = f"pgd(steps=7,step_size={self.pgd7})"
+        white = {
+            "attacks": ("fgsm", pgd, f"pgd(steps=20,expectation={draws})", "transfer")
+        }
+        cw = (
+            "cw(initial_const=0.01,learning_rate=5e-4,steps=10)",
+            f"cw(steps={self.cw_steps},expectation={draws})",
+        )
+        curves = {"attacks": (), "curves": ("epsilon", "steps")}
+        in_expectation = {"expectation": draws, "columns": "noise_on"}
+        mean = {"ensemble": self.ensemble, "columns": "mean"}
+        mnist = ("pgd(steps=40,step_size=0.01)", f"pgd(steps=100,expectation={draws})")
+        zoo = f"zoo(iterations={self.zoo_iterations})"
+        # Without one of their own, attacks are as the paper has them, or by mean.
+        single = {"expectation": 1}
+        found = {
+            "white_box": white | single,
+            "ensemble": white | mean | single,
+            "strong": {"suite": "strong", "expectation": draws},
+            "strong_ensemble": {"suite": "strong"} | single | mean,
+            "mnist": {"attacks": ("fgsm", *mnist, "transfer")} | single,
+            "cw": {"attacks": cw} | single,
+            "transfer": {"attacks": (f"transfer(steps=7,step_size={self.pgd7})",)}
+            | single,
+            "zoo": {"attacks": (zoo,)} | single,
+            "checklist": {"attacks": (), "checklist": True, "expectation": draws},
+            "curves": curves | single,
+            "curves_in_expectation": curves | in_expectation,
+            "certify": {"attacks": (), "certify": True},
+            "pictures": {"attacks": (pgd,), "pictures": 1} | single,
+        }
+        for kind, flags in self.budget.items():
+            kept = {k: v for k, v in found[kind].items() if k not in flags}
+            found[kind] = kept | flags
+        return found
 
     def seeds_of(self, network: str | None) -> int:
         """Returns how many training seeds a network has, unless others are asked."""
-        return self.seeds if self.is_main(network) else self.seeds_of_others
+        return self.seeds if network in (None, self.main) else self.seeds_of_others
 
     def training(self, defence: str, seed: int, network: str | None = None) -> Training:
         """Returns the training of a defence, of the main network by default."""
         defence = self.same.get(defence, defence)
-        name = defence if self.is_main(network) else f"{defence}_{network}"
+        name = defence if network in (None, self.main) else f"{defence}_{network}"
         flags = self.recipes.get(defence, (*self.recipe, *DEFENCES[defence]))
         return Training(
             name=name,
             seed=seed,
             flags=(*flags, *self.networks[network or self.main]),
-            random=defence not in _DETERMINISTIC,
+            random="--pni=none" not in DEFENCES[defence],
         )
 
     def evaluation(
         self, kind: str, training: Training, **others: Training
     ) -> Evaluation:
         """Returns an evaluation; `others` are networks by the flag that takes them."""
-        flags = dict(self.evaluations[kind])
-        if kind in _WITH_TRANSFER and training.random:
+        flags = self.evaluations[kind]
+        if not training.random and "transfer" in flags.get("attacks", ()):
             # A deterministic network has no noise-free twin to transfer from.
-            flags["attacks"] = (*flags["attacks"], "transfer")
+            kept = tuple(a for a in flags["attacks"] if a != "transfer")
+            flags = flags | {"attacks": kept}
         return Evaluation(
             kind=kind,
             training=training,
@@ -122,49 +159,7 @@ def _flag(name, value):
     return f"--{name}={','.join(value) if isinstance(value, tuple) else value}"
 
 
-def _scale(*, pgd7: float, budget: Mapping[str, Flags], **fields) -> Scale:
-    """Returns a scale with its evaluations.
-
-    Args:
-        pgd7: Step size of the paper's PGD-7.
-        budget: Flags by kind of evaluation, which bound its cost; one that is there
-            already is replaced.
-        **fields: The other fields of the scale.
-    """
-    draws = fields["expectation"]
-    pgd = f"pgd(steps=7,step_size={pgd7})"
-    white = {"attacks": ("fgsm", pgd, f"pgd(steps=20,expectation={draws})")}
-    cw = (
-        "cw(initial_const=0.01,learning_rate=5e-4,steps=10)",
-        f"cw(steps={fields['cw_steps']},expectation={draws})",
-    )
-    curves = {"attacks": (), "curves": ("epsilon", "steps")}
-    mean = {"ensemble": fields["ensemble"], "columns": "mean"}
-    mnist = ("pgd(steps=40,step_size=0.01)", f"pgd(steps=100,expectation={draws})")
-    # Without one of their own, attacks are as the paper has them, or by mean.
-    single = {"expectation": 1}
-    evaluations = {
-        "white_box": white | single,
-        "ensemble": white | mean | single,
-        "strong": {"suite": "strong", "expectation": draws},
-        "strong_ensemble": {"suite": "strong"} | single | mean,
-        "mnist": {"attacks": ("fgsm", *mnist)} | single,
-        "cw": {"attacks": cw} | single,
-        "transfer": {"attacks": (f"transfer(steps=7,step_size={pgd7})",)} | single,
-        "zoo": {"attacks": (f"zoo(iterations={fields['zoo_iterations']})",)} | single,
-        "checklist": {"attacks": (), "checklist": True, "expectation": draws},
-        "curves": curves | single,
-        "curves_in_expectation": curves | {"expectation": draws, "columns": "noise_on"},
-        "certify": {"attacks": (), "certify": True},
-        "pictures": {"attacks": (pgd,), "pictures": 1} | single,
-    }
-    for kind, flags in budget.items():
-        kept = {k: v for k, v in evaluations[kind].items() if k not in flags}
-        evaluations[kind] = kept | flags
-    return Scale(evaluations=evaluations, **fields)
-
-
-DIGITS = _scale(
+DIGITS = Scale(
     name="digits",
     title="handwritten digits (8×8, scikit-learn), resnet8",
     recipe=("--flagfile=configs/digits.cfg", "--validation_split=0"),
@@ -197,13 +192,13 @@ DIGITS = _scale(
     "ours are for CIFAR-10 and its own networks: compare what they say, not how large "
     "they are.",
 )
-CPU = _scale(
+CPU = Scale(
     name="cpu",
     title="CIFAR-10, resnet20, a recipe for 2 CPU cores",
     recipe=("--flagfile=configs/cpu.cfg",),
     networks={"resnet20": (), "mnist": ("--flagfile=configs/cpu_mnist.cfg",)},
     same={"madry": "adversarial"},
-    studies=(*("table1", "table2", "table6", "mnist"), *_ALL[7:]),
+    studies=(*("table1", "table2", "table6", "mnist"), *_FIGURES),
     seeds=1,
     seeds_of_others=1,
     pgd7=0.01,
@@ -226,7 +221,7 @@ CPU = _scale(
     "and falls once. RSE and PixelDP have its optimizer and epochs. So the paper's "
     "numbers beside ours tell where it stands, not what ours should be.",
 )
-PAPER = _scale(
+PAPER = Scale(
     name="paper",
     title="CIFAR-10, the paper's networks and recipe",
     recipe=("--flagfile=configs/paper.cfg",),

@@ -6,6 +6,7 @@ from pni_tf.reproduce.attack_studies import table4, table5, table6, table7
 from pni_tf.reproduce.builder import (
     EOT,
     LOCATIONS,
+    PAPER_RESULTS,
     PGD7,
     STRONG_WORST,
     WORST,
@@ -26,7 +27,7 @@ _STRICT = (PGD7, WORST, STRONG_WORST)
 
 
 def table1(build: Builder) -> list[Part]:
-    paper = build.paper["table1"]
+    paper = PAPER_RESULTS["table1"]
     schemes = {
         "vanilla training": ("pni_w_vanilla", "vanilla_training"),
         "PNI not in attack": (
@@ -64,13 +65,13 @@ def table1(build: Builder) -> list[Part]:
 
 
 def table2(build: Builder) -> list[Part]:
-    paper = build.paper["table2"]["rows"]
+    paper = PAPER_RESULTS["table2"]["rows"]
     twin = build.row(
         build.training("adversarial"),
         paper["vanilla_adversarial_training"]["without_pni"],
     )
     # The paper has its undefended ResNet-20 in Table 3 only.
-    undefended = build.paper["table3"]["rows"]["resnet20"]["no_defense"]
+    undefended = PAPER_RESULTS["table3"]["rows"]["resnet20"]["no_defense"]
     rows = {
         "no defence": build.row(build.training("vanilla"), undefended),
         "fair twin (no noise)": twin,
@@ -91,7 +92,7 @@ def table2(build: Builder) -> list[Part]:
 
 
 def table3(build: Builder) -> list[Part]:
-    paper = build.paper["table3"]["rows"]
+    paper = PAPER_RESULTS["table3"]["rows"]
     papers = {network: (network, numbers) for network, numbers in paper.items()}
     if build.scale.name != "paper":  # other networks stand for the paper's
         names = {
@@ -181,7 +182,7 @@ def figure2(build: Builder) -> list[Part]:
 
 
 def figure3(build: Builder) -> list[Part]:
-    paper = build.paper["fig3_resnet18_pgd_accuracy"]
+    paper = PAPER_RESULTS["fig3_resnet18_pgd_accuracy"]
     network = "resnet18" if "resnet18" in build.scale.networks else None
     names = {"fair twin": "vanilla_adversarial_training"}
     names |= {label: LOCATIONS[label] for label in ("PNI-W", "PNI-A-a", "PNI-W+A-a")}

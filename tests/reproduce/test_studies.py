@@ -3,7 +3,7 @@
 import pytest
 from reproductions import DIGITS
 
-from pni_tf.reproduce.builder import STRONG, paper_results
+from pni_tf.reproduce.builder import PAPER_RESULTS, STRONG
 from pni_tf.reproduce.cells import Alphas, Curves, Table
 from pni_tf.reproduce.scales import SCALES
 from pni_tf.reproduce.studies import parts_of
@@ -102,7 +102,7 @@ class TestPaper:
                     shown += [y for _, ys in part.paper.values() for y in ys]
         shown = {number for value in shown for number in numbers_in(value)}
         ignored = ("parameters", "epsilon", "steps")
-        for number in numbers_in(paper_results(), ignored):
+        for number in numbers_in(PAPER_RESULTS, ignored):
             assert number in shown
 
     def test_a_scale_of_other_networks_shows_them_too(self):
