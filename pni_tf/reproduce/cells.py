@@ -89,23 +89,33 @@ class Table:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Alphas:
-    """A table or a figure of the noise coefficients, from histories of trainings.
+    """A table of the noise coefficients, from histories of trainings.
 
     Args:
         title: Its heading.
         trainings: Trainings of all seeds by heading.
         paper: The paper's values by heading and layer.
-        figure: Whether to draw them over the epochs, instead of the last ones.
     """
 
     title: str
     trainings: dict[str, tuple[Training, ...]]
-    paper: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
-    figure: bool = False
+    paper: dict[str, dict[str, float]]
 
     @property
     def jobs(self) -> list[Job]:
         return [t for trainings in self.trainings.values() for t in trainings]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AlphaFigure:
+    """A figure of the noise coefficients of one training over its epochs (Fig. 2)."""
+
+    title: str
+    training: Training
+
+    @property
+    def jobs(self) -> list[Job]:
+        return [self.training]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -175,7 +185,7 @@ class Listing:
         return [self.evaluation]
 
 
-Part = Table | Alphas | Curves | Listing
+Part = Table | Alphas | AlphaFigure | Curves | Listing
 
 
 def paper_text(cell: Cell) -> str:

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from pni_tf import plots
 from pni_tf.evaluation.record import Row
 from pni_tf.reproduce.cells import (
+    AlphaFigure,
     Alphas,
     Cell,
     Curves,
@@ -22,7 +23,7 @@ from pni_tf.reproduce.cells import (
 from pni_tf.reproduce.comparisons import about
 from pni_tf.reproduce.results import Results, Value
 
-_NOT_RUN = "not run"
+_NOT_RUN, _NOTHING = "not run", "Not run."
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -83,31 +84,29 @@ def _(part: Alphas, results: Results, name: str) -> Section:
         label: [results.alphas(training) for training in trainings]
         for label, trainings in part.trainings.items()
     }
-    if part.figure:
-        return _alpha_figure(part, histories, results.folder, name)
-    layers = list(
-        dict.fromkeys(
-            layer for found in histories.values() for h in found for layer in h
-        )
-    )
+    layers = dict.fromkeys(x for found in histories.values() for h in found for x in h)
+    last = {
+        layer: {
+            label: [history[layer][-1] for history in found if layer in history]
+            for label, found in histories.items()
+        }
+        for layer in layers
+    }
     comparable = {*next(iter(part.paper.values()))} == {*layers}
-    rows, content = [], []
-    for layer in layers:
-        row, numbers = [layer], {}
-        for label, found in histories.items():
-            last = [history[layer][-1] for history in found if layer in history]
-            text = _mean(last)
+    rows, largest = [], {}
+    for layer, numbers in last.items():
+        row = [layer]
+        for label, alphas in numbers.items():
+            text = _NOT_RUN
+            if alphas:
+                text = f"{statistics.mean(alphas):.3f}"
+                largest[label] = max(largest.get(label, 0.0), *alphas)
+            if len(alphas) > 1:
+                text += f" (± {statistics.stdev(alphas):.3f})"
             if comparable:
                 text += f"<br>paper {part.paper[label][layer]:.3f}"
             row.append(text)
-            numbers[label] = last
         rows.append(row)
-        content.append({"layer": layer, "alphas": numbers})
-    largest = {
-        label: max(_last_of(history) for history in found if history)
-        for label, found in histories.items()
-        if any(found)
-    }
     known = [f"{label} {alpha:.3f}" for label, alpha in largest.items()]
     paper = [f"{label} {max(a.values()):.3f}" for label, a in part.paper.items()]
     sentence = (
@@ -122,12 +121,38 @@ def _(part: Alphas, results: Results, name: str) -> Section:
             "training seeds).",
         ],
         content={
-            "rows": content,
+            "rows": [{"layer": x, "alphas": numbers} for x, numbers in last.items()],
             "files": {
                 label: [str(t.path / "history.csv") for t in trainings]
                 for label, trainings in part.trainings.items()
             },
             "sentences": [sentence],
+        },
+    )
+
+
+@make.register
+def _(part: AlphaFigure, results: Results, name: str) -> Section:
+    front = dict(list(results.alphas(part.training).items())[:5])
+    if not front:
+        return Section(lines=[_NOTHING], content={})
+    last = [series[-1] for series in front.values()]
+    late = [abs(a[-1] - a[3 * len(a) // 4 - 1]) for a in front.values()]
+    sentence = (
+        f"After the last epoch alpha lies between {min(last):.3f} and {max(last):.3f}; "
+        f"in the last quarter of the epochs it moves by {max(late):.3f} at most. In "
+        "the paper it settles above zero in the front layers."
+    )
+    return Section(
+        lines=[
+            _save(plots.plot_alphas(front), results.folder, name, part.title),
+            _bullets([sentence]),
+            "Magnitude of alpha in the five front layers, first seed.",
+        ],
+        content={
+            "alphas": front,
+            "sentences": [sentence],
+            "file": str(part.training.path / "history.csv"),
         },
     )
 
@@ -150,22 +175,20 @@ def _(part: Curves, results: Results, name: str) -> Section:
     axes.set(xlabel=part.kind, ylabel="accuracy (%)", xscale="log", ylim=(0, 100))
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
-    places = list(dict.fromkeys(x for points in found.values() for x in points))
+    places = list(dict.fromkeys(x for line in found.values() for x in line)) or [0]
     rows = [
-        [label, *(_point(points.get(x)) for x in places)]
-        for label, points in found.items()
+        [label, *(_point(found.get(label, {}).get(x)) for x in places)]
+        for label in {**found, **part.lines}  # what was not run comes last
     ]
     sizes = [
         f"{label} {next(iter(points.values())).images:,}"
         for label, points in found.items()
     ]
-    missing = [label for label in part.lines if label not in found]
-    rows += [[label, *[_NOT_RUN] * max(len(places), 1)] for label in missing]
     said = _of_curves(part, found)
     return Section(
         lines=[
             _save(figure, results.folder, name, part.title),
-            _table([part.kind, *(f"{x:.3g}" for x in places or [0])], rows),
+            _table([part.kind, *(f"{x:.3g}" for x in places)], rows),
             _bullets(said),
             "Accuracy in percent under PGD with the step 2.5 × epsilon / steps (over "
             "epsilon 20 steps), first seed. Dashed: the paper's ResNet-18, whose step "
@@ -208,7 +231,7 @@ def _(part: Listing, results: Results, name: str) -> Section:
     entry = saved and getattr(saved, part.entry)
     if not entry:
         # Such as pictures, where the attack has turned no image.
-        words = "The evaluation found none." if saved else _NOT_RUN.capitalize() + "."
+        words = "The evaluation found none." if saved else _NOTHING
         return Section(lines=[words, part.note], content={})
     header, *rows = part.lines(entry)
     said = part.summary(entry)
@@ -229,45 +252,6 @@ def _(part: Listing, results: Results, name: str) -> Section:
             "sentences": said,
         },
     )
-
-
-def _alpha_figure(part, histories, folder, name):
-    history = next(iter(histories.values()))[0]
-    if not history:
-        return Section(lines=[_NOT_RUN.capitalize() + "."], content={})
-    front = dict(list(history.items())[:5])
-    late = [abs(a[-1] - a[3 * len(a) // 4 - 1]) for a in front.values()]
-    sentence = (
-        "After the last epoch alpha lies between "
-        f"{min(a[-1] for a in front.values()):.3f} and {_last_of(front):.3f}; in the "
-        f"last quarter of the epochs it moves by {max(late):.3f} at most. In the paper "
-        "it settles above zero in the front layers."
-    )
-    return Section(
-        lines=[
-            _save(plots.plot_alphas(front), folder, name, part.title),
-            _bullets([sentence]),
-            "Magnitude of alpha in the five front layers, first seed.",
-        ],
-        content={
-            "alphas": front,
-            "sentences": [sentence],
-            "file": str(next(iter(part.trainings.values()))[0].path / "history.csv"),
-        },
-    )
-
-
-def _last_of(history):
-    return max(series[-1] for series in history.values())
-
-
-def _mean(numbers: list[float]) -> str:
-    if not numbers:
-        return _NOT_RUN
-    text = f"{statistics.mean(numbers):.3f}"
-    if len(numbers) > 1:
-        text += f" (± {statistics.stdev(numbers):.3f})"
-    return text
 
 
 def _accuracy(row: Row) -> float:

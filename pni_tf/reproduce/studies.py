@@ -14,6 +14,7 @@ from pni_tf.reproduce.builder import (
     compare,
 )
 from pni_tf.reproduce.cells import (
+    AlphaFigure,
     Alphas,
     Claim,
     Curves,
@@ -173,10 +174,9 @@ def figure1(build: Builder) -> list[Part]:
 
 def figure2(build: Builder) -> list[Part]:
     return [
-        Alphas(
+        AlphaFigure(
             title="Figure 2: noise coefficients during training",
-            trainings={"PNI-W": build.training("pni_w")[:1]},
-            figure=True,
+            training=build.training("pni_w")[0],
         )
     ]
 
