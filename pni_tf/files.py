@@ -54,22 +54,22 @@ def lock(directory: str | os.PathLike, what: str) -> Iterator[int]:
     Yields the file descriptor: a child process that inherits it keeps the lock, too.
 
     Args:
-        directory: The folder; its file `.lock` stays.
+        directory: The folder, made if it is missing; its file `.lock` stays.
         what: The folder's name in the error, such as a flag.
 
     Raises:
         ValueError: If another process has it.
         OSError: If the folder cannot be written.
     """
-    # A file, not the folder itself: locks of folders do not reach across NFS.
-    path = Path(directory) / LOCK
     try:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        Path(directory).mkdir(parents=True, exist_ok=True)
+        # A file, not the folder itself: locks of folders do not reach across NFS.
+        file = (Path(directory) / LOCK).open("a")
     except OSError as error:
         raise OSError(f"cannot write to {what}: {error}") from error
-    try:
+    with file:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise ValueError(
                 f"{what} is in use by another process: wait for its end, or use "
@@ -77,9 +77,7 @@ def lock(directory: str | os.PathLike, what: str) -> Iterator[int]:
             ) from error
         except OSError as error:
             logging.warning("%s: no lock on this file system (%s)", what, error)
-        yield handle
-    finally:
-        os.close(handle)
+        yield file.fileno()
 
 
 def write_text(path: str | os.PathLike, content: str) -> None:

@@ -1,6 +1,7 @@
 """Figures, as matplotlib `Figure` objects: call `savefig` on what is returned."""
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -62,12 +63,13 @@ def plot_adversarial_examples(
             predictions for their twins; they are written below the names.
         title: Title of the figure.
     """
-    count = len(images)
-    magnified = np.clip((adversarial - images) / (2 * max(epsilon, 1e-12)) + 0.5, 0, 1)
+    count, scale = len(images), 0.5 / max(epsilon, 1e-12)
     rows = {
         "image": images,
         "adversarial": adversarial,
-        f"perturbation\n× {0.5 / max(epsilon, 1e-12):.3g}": magnified,
+        f"perturbation\n× {scale:.3g}": np.clip(
+            (adversarial - images) * scale + 0.5, 0, 1
+        ),
     }
     width = max(1.4 * count + 0.6, 4)  # One image needs room for the title, too.
     figure = Figure(figsize=(width, 5), layout="constrained")
@@ -77,14 +79,13 @@ def plot_adversarial_examples(
         for axes, image in zip(axes_of_row, row, strict=True):
             axes.imshow(image.squeeze(), vmin=0, vmax=1, cmap="gray")
             axes.set(xticks=[], yticks=[])
-    for i in range(count):
-        for k, label in enumerate((labels[i], predictions[i])):
-            axes = grid[k][i]
+    for k, found in enumerate((labels, predictions)):
+        for i, label in enumerate(found):
             name = class_names[label] if class_names else str(label)
             if confidences is not None:
                 name += f"\n{confidences[k][i]:.1%}"
-            wrong = label != labels[i]
-            axes.set_title(name, color="firebrick" if wrong else "black", fontsize=10)
+            colour = "black" if label == labels[i] else "firebrick"
+            grid[k][i].set_title(name, color=colour, fontsize=10)
     figure.suptitle(title)
     return figure
 
@@ -104,20 +105,16 @@ def plot_accuracies(
     axes = figure.subplots()
     width = 0.8 / len(columns)
     colours = _shades(len(columns))
-    for k, ((name, column), colour) in enumerate(
-        zip(columns.items(), colours, strict=True)
-    ):
-        positions = [i for i, row in enumerate(rows) if row in column]
-        means = [100 * column[rows[i]][0] for i in positions]
-        stds = [100 * column[rows[i]][1] for i in positions]
+    for k, (name, column) in enumerate(columns.items()):
         offset = (k - (len(columns) - 1) / 2) * width
+        means, stds = 100 * np.array(list(column.values())).reshape(-1, 2).T
         bars = axes.bar(
-            np.array(positions) + offset,
+            [rows.index(row) + offset for row in column],
             means,
             width,
             yerr=stds,
             capsize=2,
-            color=colour,
+            color=colours[k],
             label=name,
         )
         axes.bar_label(bars, fmt="%.0f", fontsize=8, padding=2)
@@ -143,8 +140,7 @@ def plot_curves(
         xlabel: Name of the setting.
         title: Title of the figure.
     """
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = _accuracy_axes(xlabel, title)
     colours = _shades(len(curves))
     for (name, points), colour in zip(curves.items(), colours, strict=True):
         points = dict(sorted(points.items()))
@@ -158,8 +154,6 @@ def plot_curves(
         ticks = sorted(set(values))
         axes.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks])
         axes.minorticks_off()
-    axes.set(xlabel=xlabel, ylabel="accuracy (%)", ylim=(-3, 103), title=title)
-    axes.grid(alpha=0.3)
     axes.legend()
     return figure
 
@@ -175,8 +169,7 @@ def plot_certified_accuracy(
         norm: The norm of the radii.
         title: Title of the figure.
     """
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = _accuracy_axes(f"radius ({norm.upper()})", title, "certified ")
     for (name, values), colour in zip(radii.items(), _shades(len(radii)), strict=True):
         # As many images as come after it are certified at the radius of each.
         known = np.sort(values[np.isfinite(values)])
@@ -184,18 +177,18 @@ def plot_certified_accuracy(
         axes.step(
             [0, *known], [*share[:1], *share], where="pre", color=colour, label=name
         )
-    axes.set(
-        xlabel=f"radius ({norm.upper()})",
-        ylabel="certified accuracy (%)",
-        ylim=(-3, 103),
-        title=title,
-    )
-    axes.grid(alpha=0.3)
     axes.legend()
     return figure
 
 
-def _shades(count):
-    from matplotlib import colormaps
+def _accuracy_axes(xlabel, title, kind=""):
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    ylabel = f"{kind}accuracy (%)"
+    axes.set(xlabel=xlabel, ylabel=ylabel, ylim=(-3, 103), title=title)
+    axes.grid(alpha=0.3)
+    return figure, axes
 
-    return colormaps["viridis_r"](np.linspace(0.15, 0.95, max(count, 1)))[:count]
+
+def _shades(count):
+    return colormaps["viridis_r"](np.linspace(0.15, 0.95, count))

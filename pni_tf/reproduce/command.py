@@ -106,15 +106,10 @@ def main(settings: Reproduction) -> int:
     asked = in_order(job for s in studies for part in parts[s] for job in part.jobs)
     jobs = _chosen(asked, given.networks)
     root = Path(given.output_dir or f"reproduction/{scale.name}")
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OSError(f"cannot write to --output_dir={root}: {error}") from error
-    workers = min(runner.cpu_cores(), 8) if scale.small else 1
-    workers = machine.jobs or workers
+    workers = machine.jobs or (min(runner.cpu_cores(), 8) if scale.small else 1)
     extra = [f"--data_dir={machine.data_dir}"] if machine.data_dir else []
     extra += ["--download"] if machine.download else []
-    outcome = runner.Outcome()
+    failed = {}
     with files.lock(root, f"--output_dir={root}") as lock:
         stamps = Stamps(root)
         costs = Costs(stamps, jobs, reference_costs(scale.name), workers)
@@ -126,9 +121,9 @@ def main(settings: Reproduction) -> int:
                 for job in left:
                     print(runner.shell(job, root))
             else:
-                outcome = runner.run(
+                failed = runner.run(
                     jobs, stamps, costs, workers=workers, extra=extra, lock=lock
-                )
+                ).failed
         finally:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it takes a second
             for study in set(parts) - set(studies):
@@ -136,7 +131,7 @@ def main(settings: Reproduction) -> int:
                 if not any(stamps.of(job).is_done for job in own):
                     del parts[study]  # what is there is by the studies asked for
             _report(scale, parts, given.seeds, stamps, given.note)
-    return 1 if outcome.failed else 0
+    return 1 if failed else 0
 
 
 def _report(scale, parts, seeds, stamps, note):

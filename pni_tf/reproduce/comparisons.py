@@ -9,7 +9,7 @@ import numpy as np
 from pni_tf.evaluation import significance
 from pni_tf.reproduce.builder import STRONG
 from pni_tf.reproduce.cells import Claim, Table, paper_text
-from pni_tf.reproduce.results import Results
+from pni_tf.reproduce.results import Results, Value
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,15 +63,17 @@ def compare(results: Results, claim: Claim) -> Comparison | None:
     seeds = set.intersection(*({seed.seed for seed in v.seeds} for v in values))
     if not seeds:
         return None
-    ours, other = (_of_seeds(value, seeds) for value in values)
+    ours, other = (
+        dataclasses.replace(v, seeds=tuple(s for s in v.seeds if s.seed in seeds))
+        for v in values
+    )
     pairs = _differences(results, claim, seeds)
     if pairs is None:
-        images = [significance.of_share(v.mean, v.images) for v in (ours, other)]
+        parts = [significance.of_share(v.mean, v.images) for v in (ours, other)]
     else:
-        images = [significance.of_pairs(pairs)]
-    error, limit = significance.error_and_limit(
-        [*images, *_parts_of_trainings(claim, ours, other)]
-    )
+        parts = [significance.of_pairs(pairs)]
+    parts += _parts_of_trainings(ours, other)
+    error, limit = significance.error_and_limit(parts)
     return Comparison(
         difference=100 * (ours.mean - other.mean),
         error=100 * error,
@@ -81,26 +83,21 @@ def compare(results: Results, claim: Claim) -> Comparison | None:
     )
 
 
-def _of_seeds(value, seeds):
-    kept = tuple(seed for seed in value.seeds if seed.seed in seeds)
-    return dataclasses.replace(value, seeds=kept)
-
-
-def _parts_of_trainings(claim, ours, other) -> list[significance.Part]:
+def _parts_of_trainings(ours: Value, other: Value) -> list[significance.Part]:
     """Returns the parts of the training seeds; of a single one, of the draws."""
     count = len(ours.seeds)
     if count == 1:
         drawn = [seed for value in (ours, other) for seed in value.seeds if seed.std]
         return [significance.of_values(seed.std**2, seed.draws) for seed in drawn]
-    if _trainings(claim.ours) == _trainings(claim.other):  # one network, twice
-        means = [{seed.seed: seed.mean for seed in v.seeds} for v in (ours, other)]
-        differences = [means[0][seed] - means[1][seed] for seed in means[0]]
-        return [significance.of_values(statistics.variance(differences), count)]
+    trainings = [
+        [source.evaluation.training for source in value.cell.sources]
+        for value in (ours, other)
+    ]
+    if trainings[0] == trainings[1]:  # one network, twice
+        pairs = zip(ours.seeds, other.seeds, strict=True)
+        variance = statistics.variance(a.mean - b.mean for a, b in pairs)
+        return [significance.of_values(variance, count)]
     return [significance.of_values(v.std_of_seeds**2, count) for v in (ours, other)]
-
-
-def _trainings(cell):
-    return [source.evaluation.training for source in cell.sources]
 
 
 def _differences(results, claim, seeds):
@@ -134,7 +131,7 @@ def about(results: Results, table: Table) -> dict[str, list]:
     said, content, missing = [], [], []
     before = {
         (*comparison["ours"], *comparison["other"]): comparison
-        for comparison in results.said_before(table.title).get("comparisons", ())
+        for comparison in results.before.get(table.title, {}).get("comparisons", ())
     }
     for claim in table.claims:
         numbers = _numbers(results, claim)
@@ -231,7 +228,7 @@ def _on_the_same_images(results, table):
         return []
     before = {
         (earlier["label"], earlier["images"], earlier["strong"]): earlier["others"]
-        for earlier in results.said_before(table.title).get("on_the_same_images", ())
+        for earlier in results.before.get(table.title, {}).get("on_the_same_images", ())
     }
     place, found = table.columns.index(STRONG), []
     for label, cells in table.rows:

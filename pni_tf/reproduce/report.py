@@ -127,7 +127,7 @@ def _other_images(results, done):
     """Returns a warning if evaluations had different images under the same name."""
     found = {}
     for job in done:
-        saved = results.evaluation(job)
+        saved = results.evaluations.get(job)
         if saved and saved.data:
             name = f"{saved.dataset}, {saved.data['examples']:,} images"
             by_digest = found.setdefault(name, {})

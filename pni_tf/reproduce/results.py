@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from pni_tf import files
-from pni_tf.evaluation.record import Row, SavedEvaluation, read_evaluation, read_shares
+from pni_tf.evaluation.record import Row, read_evaluation, read_shares
 from pni_tf.reproduce.cells import Cell, Line, Source
-from pni_tf.reproduce.jobs import Evaluation, Job, Training
+from pni_tf.reproduce.jobs import Job, Training
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,16 +45,14 @@ class Value:
     """The number of a cell; false if no seed has one.
 
     Attributes:
-        seeds: Those of each training seed.
-        percent: Whether it is a share.
-        wanted: Number of training seeds that were asked for.
-        empty: Number of those that ran and had nothing to measure, such as the norm of
-            an attack that claims no image.
+        cell: The cell.
+        seeds: The numbers of those training seeds that were run and have one.
+        empty: How many were run and had nothing to measure, such as the norm of an
+            attack that claims no image.
     """
 
+    cell: Cell
     seeds: tuple[SeedValue, ...]
-    percent: bool
-    wanted: int
     empty: int
 
     def __bool__(self) -> bool:
@@ -85,18 +83,19 @@ class Value:
 
     def text(self) -> str:
         """Returns `mean ± std over draws (± std over seeds)`."""
+        wanted, run = len(self.cell.sources), len(self.seeds) + self.empty
         if not self:
-            return "none claimed" if self.empty == self.wanted else "not run"
-        factor, form = (100, ".2f") if self.percent else (1, ".3g")
+            return "none claimed" if self.empty == wanted else "not run"
+        factor, form = (100, ".2f") if self.cell.percent else (1, ".3g")
         text = format(factor * self.mean, form)
         if self.std_of_draws is not None:
             text += f" ± {format(factor * self.std_of_draws, form)}"
         if self.std_of_seeds is not None:
             text += f" (± {format(factor * self.std_of_seeds, form)})"
         if self.empty:
-            text += f" [none claimed by {self.empty} of {self.wanted} seeds]"
-        if len(self.seeds) + self.empty < self.wanted:
-            text += f" [{len(self.seeds) + self.empty} of {self.wanted} seeds run]"
+            text += f" [none claimed by {self.empty} of {wanted} seeds]"
+        if run < wanted:
+            text += f" [{run} of {wanted} seeds run]"
         return text
 
 
@@ -108,46 +107,39 @@ class Results:
         folder: Folder of the report, with the results that count and with what it said
             before.
         jobs: The jobs whose results are read, as far as these are there.
+
+    Attributes:
+        evaluations: What each evaluation has found; None before it ran.
+        alphas: The magnitude of alpha after each epoch by training and layer.
+        before: What the report said before it is written again, by title of a part.
     """
 
     def __init__(self, root: Path, folder: Path, jobs: Iterable[Job]):
         self.root, self.folder = root, folder
         before = files.read_json(folder / "report.json") or {}
-        self._before = {part["title"]: part for part in before.get("parts", [])}
-        self._evaluations, self._alphas, self._shares = {}, {}, {}
+        self.before = {part["title"]: part for part in before.get("parts", [])}
+        self.evaluations, self.alphas, self._shares = {}, {}, {}
         for job in jobs:
             if isinstance(job, Training):
-                self._alphas[job] = _read_alphas(folder / job.path / "history.csv")
+                self.alphas[job] = _read_alphas(folder / job.path / "history.csv")
             else:
-                self._evaluations[job] = read_evaluation(folder / job.result)
-
-    def alphas(self, training: Training) -> dict[str, list[float]]:
-        """Returns the magnitude of alpha after each epoch by layer."""
-        return self._alphas.get(training, {})
-
-    def said_before(self, title: str) -> dict:
-        """Returns what the report said in a part before it is written again."""
-        return self._before.get(title, {})
-
-    def evaluation(self, job: Evaluation) -> SavedEvaluation | None:
-        """Returns what was found by a job, None before it ran."""
-        return self._evaluations.get(job)
+                self.evaluations[job] = read_evaluation(folder / job.result)
 
     def column(self, of: Source | Line) -> str | None:
         """Returns what the files of an evaluation call a column, None without it."""
-        saved = self.evaluation(of.evaluation)
+        saved = self.evaluations[of.evaluation]
         kinds = saved.kinds if saved else {}
         return next((name for name, c in kinds.items() if c.kind == of.column), None)
 
     def curve(self, kind: str, line: Line) -> dict[float, Row]:
         """Returns the points of a line by epsilon or steps; none before it ran."""
-        saved = self.evaluation(line.evaluation)
+        saved = self.evaluations[line.evaluation]
         return saved.curves.get(kind, {}).get(self.column(line), {}) if saved else {}
 
     def rows(self, source: Source) -> tuple[Row, ...]:
         """Returns the rows of the column of a number; none before it ran."""
         column = self.column(source)
-        return self.evaluation(source.evaluation).columns[column] if column else ()
+        return self.evaluations[source.evaluation].columns[column] if column else ()
 
     def row(self, source: Source) -> Row | None:
         """Returns the row of a number, None before it ran."""
@@ -177,12 +169,7 @@ class Results:
                     one_minus=source.one_minus,
                 )
             )
-        return Value(
-            seeds=tuple(seeds),
-            percent=cell.percent,
-            wanted=len(cell.sources),
-            empty=empty,
-        )
+        return Value(cell=cell, seeds=tuple(seeds), empty=empty)
 
     def shares(self, source: Source) -> np.ndarray | None:
         """Returns the share of draws that are right by image; None if it is unknown."""

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import shutil
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from matplotlib.figure import Figure
 
@@ -55,33 +55,35 @@ def make(part: Part, results: Results, name: str) -> Section:
 
 @make.register
 def _(part: Table, results: Results, name: str) -> Section:
-    rows, content, attacks = [], [], {}
     read = {label: [results.value(c) for c in cells] for label, cells in part.rows}
-    most = max(value.images for found in read.values() for value in found)
-    for label, cells in part.rows:
-        pairs = list(zip(cells, read[label], strict=True))
-        rows.append([label, *(_cell_text(*pair, most) for pair in pairs)])
-        content.append({"label": label, "cells": [_cell_json(*pair) for pair in pairs]})
-        for cell in cells:
-            attacks |= _attacks(results, cell)
+    values = [value for row in read.values() for value in row]
+    most = max(value.images for value in values)
     said = about(results, part)
     sizes = _sizes(part.columns, read.values())
-    if any(0 < value.images < most for found in read.values() for value in found):
+    if any(0 < value.images < most for value in values):
         sizes += " n: on the first n images only, which may be easier or harder."
+    rows = [[label, *(_text(v, most) for v in row)] for label, row in read.items()]
     return Section(
         lines=[
             *(_table(["", *part.columns], rows), _bullets(said["sentences"])),
             *(part.note, sizes),
         ],
-        content={"columns": list(part.columns), "rows": content, **said},
-        attacks=attacks,
+        content={
+            "columns": list(part.columns),
+            "rows": [
+                {"label": label, "cells": [_json(value) for value in row]}
+                for label, row in read.items()
+            ],
+            **said,
+        },
+        attacks={line: None for v in values for line in _attacks(results, v.cell)},
     )
 
 
 @make.register
 def _(part: Alphas, results: Results, name: str) -> Section:
     histories = {
-        label: [results.alphas(training) for training in trainings]
+        label: [results.alphas[training] for training in trainings]
         for label, trainings in part.trainings.items()
     }
     layers = dict.fromkeys(x for found in histories.values() for h in found for x in h)
@@ -133,7 +135,7 @@ def _(part: Alphas, results: Results, name: str) -> Section:
 
 @make.register
 def _(part: AlphaFigure, results: Results, name: str) -> Section:
-    front = dict(list(results.alphas(part.training).items())[:5])
+    front = dict(list(results.alphas[part.training].items())[:5])
     if not front:
         return Section(lines=[_NOTHING], content={})
     last = [series[-1] for series in front.values()]
@@ -227,7 +229,7 @@ def _of_curves(part, found):
 
 @make.register
 def _(part: Listing, results: Results, name: str) -> Section:
-    saved = results.evaluation(part.evaluation)
+    saved = results.evaluations[part.evaluation]
     entry = saved and getattr(saved, part.entry)
     if not entry:
         # Such as pictures, where the attack has turned no image.
@@ -262,10 +264,10 @@ def _point(row: Row | None) -> str:
     return _NOT_RUN if row is None else f"{100 * _accuracy(row):.2f}"
 
 
-def _cell_text(cell: Cell, value: Value, most: int) -> str:
-    if not cell.sources:
+def _text(value: Value, most: int) -> str:
+    if not value.cell.sources:
         return "–"
-    text, paper = value.text(), paper_text(cell)
+    text, paper = value.text(), paper_text(value.cell)
     if 0 < value.images < most:
         text += f" (n = {value.images:,})"  # other images, so not to be compared
     return f"{text}<br>paper {paper}" if paper else text
@@ -286,34 +288,31 @@ def _sizes(columns: tuple[str, ...], rows: Iterable[list[Value]]) -> str:
     return f"How many of each: {'. '.join(parts)}." if parts else ""
 
 
-def _cell_json(cell, value):
-    if not cell.sources:
-        return None
+def _json(value: Value) -> dict | None:
     if not value:
-        return {"value": None, "paper": cell.paper}
+        found = {"value": None, "paper": value.cell.paper}
+        return found if value.cell.sources else None
     return {
         "value": value.mean,
         "std_of_draws": value.std_of_draws,
         "std_of_seeds": value.std_of_seeds,
-        "paper": cell.paper,
+        "paper": value.cell.paper,
         "seeds": [dataclasses.asdict(seed) for seed in value.seeds],
     }
 
 
-def _attacks(results: Results, cell: Cell) -> dict[str, None]:
-    """Returns the attacks that gave a cell with all their settings, in order."""
-    found = {}
+def _attacks(results: Results, cell: Cell) -> Iterator[str]:
+    """Yields the attacks that gave a cell with all their settings, in order."""
     for source in cell.sources:
         if (row := results.row(source)) is None:
             continue
         if row.components:
             # Their order is that in which they helped, which differs by network.
-            found[f"{row.scenario}: of {', '.join(sorted(row.components))}"] = None
+            yield f"{row.scenario}: of {', '.join(sorted(row.components))}"
         for other in results.rows(source):
             named = other.scenario in row.components or other is row
             if named and other.attack is not None:
-                found[_attack_line(other)] = None
-    return found
+                yield _attack_line(other)
 
 
 def _attack_line(row: Row) -> str:
