@@ -80,8 +80,11 @@ class Builder:
         kind = "strong_ensemble" if kind == "ensemble" else "strong"
         return self.cell(trainings[:1], "worst_case", kind=kind, column=column)
 
-    def row(self, trainings, paper=None, steps=(7, 20), **where) -> tuple[Cell, ...]:
+    def row(
+        self, defence, paper=None, *, network=None, steps=(7, 20), **where
+    ) -> tuple[Cell, ...]:
         """Returns a row of the columns of `table`."""
+        trainings = self.training(defence, network)
         paper, (plain, averaged) = paper or {}, self._pgd(steps)
         random = trainings[0].random and where.get("column") != "noise_off"
         return (

@@ -1,7 +1,6 @@
 """Runs jobs in processes of their own, one after the other or several at once."""
 
 import ctypes
-import dataclasses
 import os
 import shlex
 import signal
@@ -16,32 +15,8 @@ from pni_tf.reproduce.jobs import Costs, Job, Stamps
 _PAUSE = 0.1  # seconds between two looks at the processes
 
 
-@dataclasses.dataclass(kw_only=True)
-class Outcome:
-    """What became of the jobs.
-
-    Attributes:
-        failed: The reason for each job that ended with an error.
-        skipped: The jobs that needed one of these.
-    """
-
-    failed: dict[Job, str] = dataclasses.field(default_factory=dict)
-    skipped: list[Job] = dataclasses.field(default_factory=list)
-
-
-def run(
-    jobs: list[Job],
-    stamps: Stamps,
-    costs: Costs,
-    *,
-    workers: int = 1,
-    extra: Sequence[str] = (),
-    lock: int | None = None,
-) -> Outcome:
+class Run:
     """Runs what is not done yet; what fails is noted, and the rest goes on.
-
-    Ctrl-C and SIGTERM are passed on to the jobs, which save their state; then they come
-    out of here as a KeyboardInterrupt. A second one kills the jobs.
 
     Args:
         jobs: The jobs, each after those that it needs.
@@ -51,53 +26,58 @@ def run(
         extra: Further flags of all commands, which change no result.
         lock: File descriptor of the folder's lock, which the jobs hold too: one whose
             parent was killed may live a little longer.
+
+    Attributes:
+        failed: The reason for each job that ended with an error.
+        skipped: The jobs that needed one of these.
     """
-    work = _Run(stamps, jobs, costs)
-    threads = None if workers == 1 else max(cpu_cores() // workers, 1)
 
-    def start(job):
-        command = [*_command_of(job.command), *job.arguments(stamps.root), *extra]
-        return Process(command, stamps.log(job), lock=lock, threads=threads)
-
-    try:
-        while work.waiting or work.running:
-            work.drop_lost()
-            for job in work.ready()[: workers - len(work.running)]:
-                work.begin(job, start)
-            if not work.collect():
-                time.sleep(_PAUSE)
-    except BaseException:
-        work.interrupt()
-        raise
-    return work.outcome
-
-
-class _Run:
-    """The jobs that wait, those that run, and what became of the others."""
-
-    def __init__(self, stamps, jobs, costs):
-        self.stamps, self.costs = stamps, costs
+    def __init__(
+        self,
+        jobs: list[Job],
+        stamps: Stamps,
+        costs: Costs,
+        *,
+        workers: int = 1,
+        extra: Sequence[str] = (),
+        lock: int | None = None,
+    ):
+        self.stamps, self.costs, self.workers = stamps, costs, workers
+        self.extra, self.lock = extra, lock
         self.waiting = [job for job in jobs if not stamps.of(job).is_done]
         self.total = len(self.waiting)
         self.running = {}
-        self.outcome = Outcome()
+        self.failed, self.skipped = {}, []
 
-    def drop_lost(self):
+    def finish(self) -> None:
+        """Runs all jobs.
+
+        Ctrl-C and SIGTERM are passed on to the jobs, which save their state; then they
+        come out of here as a KeyboardInterrupt. A second one kills the jobs.
+        """
+        try:
+            while self.waiting or self.running:
+                self._drop_lost()
+                pending = {*self.waiting, *self.running}
+                ready = [j for j in self.waiting if pending.isdisjoint(j.needs)]
+                for job in ready[: self.workers - len(self.running)]:
+                    self._begin(job)
+                if not self._collect():
+                    time.sleep(_PAUSE)
+        except BaseException:
+            self._interrupt()
+            raise
+
+    def _drop_lost(self):
         """Takes out what needs a job that failed."""
-        failed, skipped = self.outcome.failed, self.outcome.skipped
         for job in list(self.waiting):
-            lost = [n for n in job.needs if n in failed or n in skipped]
+            lost = [n for n in job.needs if n in self.failed or n in self.skipped]
             if lost:
                 self.waiting.remove(job)
-                skipped.append(job)
+                self.skipped.append(job)
                 print(f"skipped: {job.title}, which needs {lost[0].title}")
 
-    def ready(self):
-        """Returns the jobs that wait for no other one."""
-        pending = {*self.waiting, *self.running}
-        return [job for job in self.waiting if pending.isdisjoint(job.needs)]
-
-    def begin(self, job, start):
+    def _begin(self, job):
         number = self.total - len(self.waiting) + 1
         left = self.costs.left([*self.running, *self.waiting])
         print(f"[{number}/{self.total}] {job.title} ({left} left)")
@@ -105,11 +85,16 @@ class _Run:
         stamp = self.stamps.of(job)
         if stamp.is_blocked:
             self._fail(job, stamp.failed)
-        else:
-            begin = time.monotonic()
-            self.running[job] = (start(job), begin)
+            return
+        root, log = self.stamps.root, self.stamps.log(job)
+        command = [*_command_of(job.command), *job.arguments(root), *self.extra]
+        threads = None
+        if self.workers > 1:
+            threads = max(cpu_cores() // self.workers, 1)
+        process = Process(command, log, lock=self.lock, threads=threads)
+        self.running[job] = process, time.monotonic()
 
-    def collect(self):
+    def _collect(self):
         """Takes note of the processes that have ended; returns whether any has."""
         ended = [
             job
@@ -127,7 +112,7 @@ class _Run:
                 self._fail(job, reason)
         return bool(ended)
 
-    def interrupt(self):
+    def _interrupt(self):
         """Has all processes save their state, and waits for them."""
         if not self.running:
             return
@@ -147,7 +132,7 @@ class _Run:
             self.stamps.write(job, done=False, seconds=seconds)
 
     def _fail(self, job, reason):
-        self.outcome.failed[job] = reason
+        self.failed[job] = reason
         print(f"failed: {job.title}: {reason}")
 
 

@@ -37,12 +37,11 @@ def table1(build: Builder) -> list[Part]:
         ),
         "PNI in attack": ("pni_w", "adversarial_training_with_pni_in_attack"),
     }
-    twin = build.row(build.training("adversarial"))
+    twin = build.row("adversarial")
     rows = {"fair twin (no noise)": twin}
     for label, (defence, name) in schemes.items():
-        trainings = build.training(defence)
-        rows[label] = build.row(trainings, paper["accuracy"][name])
-        rows[f"{label}, without PNI"] = build.row(trainings, column="noise_off")
+        rows[label] = build.row(defence, paper["accuracy"][name])
+        rows[f"{label}, without PNI"] = build.row(defence, column="noise_off")
     ours, none = rows["PNI in attack"], rows["PNI not in attack"]
     noise = "Noise in the attack of the training against"
     return [
@@ -67,21 +66,19 @@ def table1(build: Builder) -> list[Part]:
 
 def table2(build: Builder) -> list[Part]:
     paper = PAPER_RESULTS["table2"]["rows"]
-    twin = build.row(
-        build.training("adversarial"),
-        paper["vanilla_adversarial_training"]["without_pni"],
-    )
+    papers = paper["vanilla_adversarial_training"]
+    twin = build.row("adversarial", papers["without_pni"])
     # The paper has its undefended ResNet-20 in Table 3 only.
     undefended = PAPER_RESULTS["table3"]["rows"]["resnet20"]["no_defense"]
     rows = {
-        "no defence": build.row(build.training("vanilla"), undefended),
+        "no defence": build.row("vanilla", undefended),
         "fair twin (no noise)": twin,
     }
     claims = []
     for label, defence in LOCATIONS.items():
-        trainings, papers = build.training(defence), paper[defence]
-        on = build.row(trainings, papers["with_pni"], column="noise_on")
-        off = build.row(trainings, papers["without_pni"], column="noise_off")
+        papers = paper[defence]
+        on = build.row(defence, papers["with_pni"], column="noise_on")
+        off = build.row(defence, papers["without_pni"], column="noise_off")
         rows |= {f"{label}, with PNI": on, f"{label}, without PNI": off}
         if defence == "pni_w":
             columns = (PGD7, EOT, WORST, STRONG_WORST)
@@ -102,10 +99,8 @@ def table3(build: Builder) -> list[Part]:
             "resnet20_width2": "ResNet-20 2×",
         }
         papers = {
-            network: (f"{network} (paper: {name})", paper[key])
-            for network, (key, name) in zip(
-                build.scale.networks, names.items(), strict=False
-            )
+            network: (f"{network} (paper: {names[key]})", paper[key])
+            for network, key in zip(build.scale.networks, names, strict=True)
         }
     of = {
         "no defence": ("vanilla", "no_defense", None),
@@ -116,9 +111,7 @@ def table3(build: Builder) -> list[Part]:
     rows, claims = {}, []
     for network, (name, numbers) in papers.items():
         found = {
-            label: build.row(
-                build.training(defence, network), numbers[key], column=column
-            )
+            label: build.row(defence, numbers[key], network=network, column=column)
             for label, (defence, key, column) in of.items()
         }
         rows |= {f"{name}, {label}": cells for label, cells in found.items()}
@@ -131,7 +124,7 @@ def table3(build: Builder) -> list[Part]:
 
 def mnist(build: Builder) -> list[Part]:
     """The main comparison on MNIST, of which the paper has no numbers."""
-    steps = (40, 100)
+    where = {"kind": "mnist", "network": "mnist", "steps": (40, 100)}
     of = {
         "no defence": ("vanilla", None),
         "fair twin (no noise)": ("adversarial", None),
@@ -139,12 +132,10 @@ def mnist(build: Builder) -> list[Part]:
         "PNI-W, without PNI": ("pni_w", "noise_off"),
     }
     rows = {
-        label: build.row(
-            build.training(defence, "mnist"), steps=steps, kind="mnist", column=column
-        )
+        label: build.row(defence, column=column, **where)
         for label, (defence, column) in of.items()
     }
-    table = build.table("MNIST: the same networks", rows, [], steps=steps)
+    table = build.table("MNIST: the same networks", rows, [], steps=where["steps"])
     claims = [
         Claim(
             text=f"PNI-W against its fair twin, {table.columns[i]}",

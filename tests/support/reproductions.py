@@ -44,8 +44,9 @@ def run(
     stamps = Stamps(root)
     costs = Costs(stamps, jobs, {})
     with mock.patch.object(runner, "_command_of", commands(*options)):
-        outcome = runner.run(jobs, stamps, costs, workers=workers)
-    return write(root, studies, seeds, scale, stamps), outcome
+        work = runner.Run(jobs, stamps, costs, workers=workers)
+        work.finish()
+    return write(root, studies, seeds, scale, stamps), work
 
 
 def write(root, studies, seeds=1, scale=DIGITS, stamps=None):
