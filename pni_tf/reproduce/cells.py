@@ -5,58 +5,42 @@ from collections.abc import Callable
 
 from pni_tf.reproduce.jobs import Evaluation, Job, Training
 
+# A number, with its standard deviation if it has one, or words.
 Paper = float | tuple[float, float] | str | None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Source:
-    """A number in the `evaluation.json` of a job.
-
-    Args:
-        evaluation: The job.
-        column: The kind of the column, such as `"noise_on"`.
-        row: `"clean"`, `"worst_case"` or the name of an attack; where examples were
-            transferred, that of the folder or network that they were made on.
-        field: The number.
-        one_minus: Whether the number is one minus the field.
-    """
+    """A number in the `evaluation.json` of a job."""
 
     evaluation: Evaluation
-    column: str
+    column: str  # Its kind, such as `"noise_on"`.
+    # `"clean"`, `"worst_case"` or the name of an attack; where examples were
+    # transferred, that of the folder or network that they were made on.
     row: str
     field: str = "accuracy_mean"
-    one_minus: bool = False
+    one_minus: bool = False  # Whether the number is one minus the field.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Cell:
-    """A number of a table.
+    """A number of a table, and what the paper says."""
 
-    Args:
-        sources: Where it comes from, for each training seed; empty for what is not
-            ours, or not there.
-        paper: What the paper says: a number, with its standard deviation if it has one.
-        percent: Whether it is a share, to be shown in percent.
-    """
-
+    # One for each training seed; none for what is not ours, or not there.
     sources: tuple[Source, ...] = ()
     paper: Paper = None
-    percent: bool = True
+    percent: bool = True  # Whether it is a share, to be shown in percent.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Claim:
     """What the paper says of two numbers: that the first one is larger.
 
-    Args:
-        text: What is compared, such as `"under PGD-7, PNI-W against its fair twin"`.
-        ours: The cell that should be larger.
-        other: The one that should be smaller.
-        judge: Whether the first being larger would show what the paper says; if not,
-            the two numbers are put side by side.
+    If that would not show what the paper says, there is nothing to `judge`: the two
+    numbers are put side by side.
     """
 
-    text: str
+    text: str  # What is compared, such as `"under PGD-7, PNI-W against its fair twin"`.
     ours: Cell
     other: Cell
     judge: bool = True
@@ -64,21 +48,13 @@ class Claim:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Table:
-    """A table, or what belongs to one.
-
-    Args:
-        title: Its heading.
-        columns: Headings of the columns.
-        rows: Label and cells of each row.
-        claims: What the sentence below the table is about.
-        note: What a reader needs to know of it.
-    """
+    """A table, or what belongs to one."""
 
     title: str
     columns: tuple[str, ...]
-    rows: tuple[tuple[str, tuple[Cell, ...]], ...]
-    claims: tuple[Claim, ...] = ()
-    note: str = ""
+    rows: tuple[tuple[str, tuple[Cell, ...]], ...]  # Label and cells of each.
+    claims: tuple[Claim, ...] = ()  # What the sentences below the table are about.
+    note: str = ""  # What a reader needs to know of it.
 
     @property
     def jobs(self) -> list[Job]:
@@ -89,17 +65,11 @@ class Table:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Alphas:
-    """A table of the noise coefficients, from histories of trainings.
-
-    Args:
-        title: Its heading.
-        trainings: Trainings of all seeds by heading.
-        paper: The paper's values by heading and layer.
-    """
+    """A table of the noise coefficients, from histories of trainings."""
 
     title: str
-    trainings: dict[str, tuple[Training, ...]]
-    paper: dict[str, dict[str, float]]
+    trainings: dict[str, tuple[Training, ...]]  # Those of all seeds by heading.
+    paper: dict[str, dict[str, float]]  # By heading and layer.
 
     @property
     def jobs(self) -> list[Job]:
@@ -120,38 +90,23 @@ class AlphaFigure:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Line:
-    """A line of a figure of curves.
-
-    Args:
-        evaluation: The job.
-        column: The kind of the column of its curves.
-        network: Number of the network, which gives the colour.
-        style: How it is drawn, in the terms of Matplotlib.
-    """
+    """A line of a figure of curves."""
 
     evaluation: Evaluation
-    column: str
-    network: int
-    style: str
+    column: str  # The kind of the column of its curves.
+    network: int  # Its number, which gives the colour.
+    style: str  # In the terms of Matplotlib.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Curves:
-    """A figure of accuracy over epsilon or steps (Fig. 3), of the first seed.
-
-    Args:
-        title: Its heading.
-        kind: `"epsilon"` or `"steps"`.
-        lines: The lines by name.
-        compared: Two of them, of which the paper says that the first is above.
-        paper: The paper's lines by name: x, and y in percent.
-    """
+    """A figure of accuracy over epsilon or steps (Fig. 3), of the first seed."""
 
     title: str
-    kind: str
+    kind: str  # `"epsilon"` or `"steps"`.
     lines: dict[str, Line]
-    compared: tuple[str, str]
-    paper: dict[str, tuple[list[float], list[float]]]
+    compared: tuple[str, str]  # Of which the paper says that the first is above.
+    paper: dict[str, tuple[list[float], list[float]]]  # Lines: x, and y in percent.
 
     @property
     def jobs(self) -> list[Job]:
@@ -160,25 +115,15 @@ class Curves:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Listing:
-    """A part that one evaluation has made whole: checklist, certificates or pictures.
-
-    Args:
-        title: Its heading.
-        evaluation: The job.
-        entry: The entry of its `evaluation.json`.
-        lines: Returns a header and rows of texts from that entry.
-        summary: Returns sentences that say what they show.
-        picture: A figure of the evaluation, without its ending.
-        note: What a reader needs to know of it.
-    """
+    """A part that one evaluation makes whole: checklist, certificates or pictures."""
 
     title: str
     evaluation: Evaluation
-    entry: str
-    lines: Callable[[object], list[list[str]]]
-    summary: Callable[[object], list[str]]
-    picture: str | None = None
-    note: str = ""
+    entry: str  # Which of these.
+    lines: Callable[[object], list[list[str]]]  # A header and rows of texts from it.
+    summary: Callable[[object], list[str]]  # Sentences that say what it shows.
+    picture: str | None = None  # A figure of the evaluation, without its ending.
+    note: str = ""  # What a reader needs to know of it.
 
     @property
     def jobs(self) -> list[Job]:

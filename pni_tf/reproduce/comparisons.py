@@ -14,22 +14,15 @@ from pni_tf.reproduce.results import Results, Value
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """The difference of two shares, in points of percent.
+    """The difference of two shares, in points of percent."""
 
-    Attributes:
-        difference: The first one minus the second one.
-        error: Its standard error.
-        limit: What `difference / error` exceeds, either way, in about 5 % of cases if
-            there is no difference.
-        paired: Whether the verdicts were compared image by image.
-        seeds: The training seeds that both have.
-    """
-
-    difference: float
-    error: float
+    difference: float  # The first one minus the second one.
+    error: float  # Its standard error.
+    # What `difference / error` exceeds, either way, in about 5 % of cases if there is
+    # no difference.
     limit: float
-    paired: bool
-    seeds: tuple[int, ...]
+    paired: bool  # Whether the verdicts were compared image by image.
+    seeds: tuple[int, ...]  # The training seeds that both have.
 
     @property
     def interval(self) -> tuple[float, float]:

@@ -24,19 +24,12 @@ class _Job:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Training(_Job):
-    """A network to train.
+    """A network to train."""
 
-    Args:
-        name: Its name, such as `"pni_w"`.
-        seed: Seed of weights, noise, data order and attacks.
-        flags: Flags of `bin/train`.
-        random: Whether the network has noise.
-    """
-
-    name: str
-    seed: int
-    flags: tuple[str, ...]
-    random: bool
+    name: str  # Such as `"pni_w"`.
+    seed: int  # Of weights, noise, data order and attacks.
+    flags: tuple[str, ...]  # Of `bin/train`.
+    random: bool  # Whether the network has noise.
 
     command = "train"
     group = "training"
@@ -69,18 +62,12 @@ class Training(_Job):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluation(_Job):
-    """A set of attacks on a trained network.
+    """A set of attacks on a trained network."""
 
-    Args:
-        kind: Name of the set, such as `"white_box"`.
-        training: The network.
-        flags: Flags of `bin/evaluate`.
-        others: Further networks by the flag that takes them, such as `"twin"`.
-    """
-
-    kind: str
+    kind: str  # Name of the set, such as `"white_box"`.
     training: Training
-    flags: tuple[str, ...]
+    flags: tuple[str, ...]  # Of `bin/evaluate`.
+    # Further networks by the flag that takes them, such as `"twin"`.
     others: tuple[tuple[str, Training], ...] = ()
 
     command = "evaluate"
@@ -148,21 +135,13 @@ def in_order(jobs: Iterable[Job]) -> list[Job]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Stamp:
-    """What is known of a job's runs.
+    """What is known of a job's runs."""
 
-    Attributes:
-        is_done: Whether it was done, as it is now and on the networks as they are.
-        seconds: What all its runs have taken, those that were interrupted too.
-        failed: Why the last one failed, or why it cannot run; None if neither is so.
-        machine: What it was run by and on, as far as that is known.
-        is_blocked: Whether it cannot run, because a run with other settings is there.
-    """
-
-    is_done: bool = False
-    seconds: float = 0.0
-    failed: str | None = None
-    machine: str = ""
-    is_blocked: bool = False
+    is_done: bool = False  # As it is now, and on the networks as they are.
+    seconds: float = 0.0  # Of all its runs, those that were interrupted too.
+    failed: str | None = None  # Why the last one failed, or why it cannot run.
+    machine: str = ""  # What it was run by and on.
+    is_blocked: bool = False  # Whether a run with other settings is in its place.
 
 
 class Stamps:

@@ -162,7 +162,7 @@ def _failures(known):
 
 def _details(root, part, attacks, known):
     """Returns settings, costs and commands, to be unfolded."""
-    settings, commands, cells = list(attacks), [], _cells_by_job(part)
+    settings, commands, cells = dict.fromkeys(attacks), [], _cells_by_job(part)
     for job in in_order(part.jobs):
         cost = duration(known[job].seconds) if known[job].is_done else "not run"
         gives = [

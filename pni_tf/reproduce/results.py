@@ -17,42 +17,26 @@ from pni_tf.reproduce.jobs import Job, Training
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SeedValue:
-    """The number of one training seed.
-
-    Attributes:
-        seed: The seed.
-        mean: The number; of a random network the mean over single draws.
-        std: Standard deviation over the draws; None where there are none.
-        draws: Number of draws.
-        images: Number of images.
-        file: The file that it is in, below the folder of the report.
-        pointer: Where in it, as a JSON pointer (RFC 6901).
-        one_minus: Whether the number is one minus what is there.
-    """
+    """The number of one training seed."""
 
     seed: int
-    mean: float
-    std: float | None
+    mean: float  # Of a random network the mean over single draws.
+    std: float | None  # Over the draws; None where there are none.
     draws: int
     images: int
-    file: str
-    pointer: str
-    one_minus: bool
+    file: str  # That it is in, below the folder of the report.
+    pointer: str  # Where in it, as a JSON pointer (RFC 6901).
+    one_minus: bool  # Whether the number is one minus what is there.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Value:
-    """The number of a cell; false if no seed has one.
-
-    Attributes:
-        cell: The cell.
-        seeds: The numbers of those training seeds that were run and have one.
-        empty: How many were run and had nothing to measure, such as the norm of an
-            attack that claims no image.
-    """
+    """The number of a cell; false if no seed has one."""
 
     cell: Cell
-    seeds: tuple[SeedValue, ...]
+    seeds: tuple[SeedValue, ...]  # Of those that were run and have a number.
+    # How many were run and had nothing to measure, such as the norm of an attack that
+    # claims no image.
     empty: int
 
     def __bool__(self) -> bool:

@@ -33,47 +33,30 @@ _ALL = (*(f"table{i}" for i in range(1, 8)), *_FIGURES)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Scale:
-    """What the studies are run on.
+    """What the studies are run on."""
 
-    Args:
-        name: Its name, the value of `--scale`.
-        title: What the report says of it.
-        recipe: Flags of `bin/train` that all trainings share.
-        networks: Flags by the name of a network; the first one is the main one, which
-            stands for the paper's ResNet-20.
-        seeds: Training seeds of the main network, unless `--seeds` says another number.
-        seeds_of_others: The same of the other networks.
-        pgd7: Step size of the paper's PGD-7.
-        budget: Flags of `bin/evaluate` by kind of evaluation, which bound its cost; one
-            that is there already is replaced.
-        expectation: Draws of the expectation over noise.
-        ensemble: Draws of the prediction by mean.
-        cw_steps: Iterations of the longer attack of Carlini and Wagner.
-        zoo_iterations: Iterations of ZOO.
-        recipes: Flags by defence that replace `recipe` and those of `DEFENCES`.
-        same: Defences that are another one under this recipe.
-        studies: The studies that this scale has.
-        small: Whether its jobs are too small for several cores.
-        note: What a reader must know of the numbers.
-    """
-
-    name: str
-    title: str
-    recipe: tuple[str, ...]
+    name: str  # The value of `--scale`.
+    title: str  # What the report says of it.
+    recipe: tuple[str, ...]  # Flags of `bin/train` that all trainings share.
+    # Flags by the name of a network; the first one stands for the paper's ResNet-20.
     networks: Mapping[str, tuple[str, ...]]
-    seeds: int
+    seeds: int  # Of the main network, unless `--seeds` says another number.
     seeds_of_others: int
-    pgd7: float
+    pgd7: float  # Step size of the paper's PGD-7.
+    # Flags of `bin/evaluate` by kind of evaluation, which bound its cost; one that is
+    # there already is replaced.
     budget: Mapping[str, Flags]
-    expectation: int
-    ensemble: int
-    cw_steps: int
+    expectation: int  # Draws of the expectation over noise.
+    ensemble: int  # Draws of the prediction by mean.
+    cw_steps: int  # Iterations of the longer attack of Carlini and Wagner.
     zoo_iterations: int
+    # Flags by defence that replace `recipe` and those of `DEFENCES`.
     recipes: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    # Defences that are another one under this recipe.
     same: Mapping[str, str] = dataclasses.field(default_factory=dict)
     studies: tuple[str, ...] = _ALL
-    small: bool = False
-    note: str = ""
+    small: bool = False  # Whether its jobs are too small for several cores.
+    note: str = ""  # What a reader must know of the numbers.
 
     @property
     def main(self) -> str:

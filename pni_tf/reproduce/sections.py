@@ -28,17 +28,12 @@ _NOT_RUN, _NOTHING = "not run", "Not run."
 
 @dataclasses.dataclass(kw_only=True)
 class Section:
-    """A part of the report.
+    """A part of the report."""
 
-    Attributes:
-        lines: Paragraphs of Markdown.
-        content: What `report.json` says of it.
-        attacks: The attacks that gave its numbers, with all their settings, as keys.
-    """
-
-    lines: list[str]
-    content: dict
-    attacks: dict[str, None] = dataclasses.field(default_factory=dict)
+    lines: list[str]  # Paragraphs of Markdown.
+    content: dict  # What `report.json` says of it.
+    # The attacks that gave its numbers, with all their settings.
+    attacks: list[str] = dataclasses.field(default_factory=list)
 
 
 @functools.singledispatch
@@ -76,7 +71,7 @@ def _(part: Table, results: Results, name: str) -> Section:
             ],
             **said,
         },
-        attacks={line: None for v in values for line in _attacks(results, v.cell)},
+        attacks=[line for v in values for line in _attacks(results, v.cell)],
     )
 
 
@@ -161,14 +156,14 @@ def _(part: AlphaFigure, results: Results, name: str) -> Section:
 
 @make.register
 def _(part: Curves, results: Results, name: str) -> Section:
-    found, attacks = {}, {}
+    found, attacks = {}, []
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
     for label, line in part.lines.items():
         colour = f"C{line.network}"
         if points := results.curve(part.kind, line):
             found[label] = points
-            attacks |= {_attack_line(row): None for row in points.values()}
+            attacks += [_attack_line(row) for row in points.values()]
             means = [100 * _accuracy(row) for row in points.values()]
             axes.plot(list(points), means, line.style, color=colour, ms=4, label=label)
         if label in part.paper:
