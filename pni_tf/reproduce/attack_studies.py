@@ -89,24 +89,16 @@ def table5(build: Builder) -> list[Part]:
     for label in ("PNI-W", "PNI-A-a", "PNI-W+A-a"):
         defence = LOCATIONS[label]
         b, paper = build.training(defence, network), results[defence]
-        a_to_b, b_to_a = paper["transfer_a_to_b"], paper["transfer_b_to_a"]
-        rows[label] = (
-            build.cell(b, a, paper=a_to_b, kind="transfer"),
-            build.cell(a, b, paper=b_to_a, kind="transfer"),
-            *_zoo(build, b, paper["zoo_success"]),
-            *_white_box(build, b),
+        to_b, to_a = paper["transfer_a_to_b"], paper["transfer_b_to_a"]
+        transfers = (
+            build.cell(b, a, paper=to_b, kind="transfer"),
+            build.cell(a, b, paper=to_a, kind="transfer"),
         )
-        rows[f"{label}, without PNI"] = (
-            build.cell(b, a, column="noise_off", kind="transfer"),
-            Cell(),
-            *_zoo(build, b, column="noise_off"),
-            *_white_box(build, b, column="noise_off"),
-        )
-    rows["fair twin (A)"] = (
-        *(Cell(), Cell()),
-        *_zoo(build, a, "close to 80"),
-        *_white_box(build, a),
-    )
+        rows[label] = _attacked(build, b, transfers, paper["zoo_success"])
+        off = {"column": "noise_off"}
+        transfers = (build.cell(b, a, kind="transfer", **off), Cell())
+        rows[f"{label}, without PNI"] = _attacked(build, b, transfers, **off)
+    rows["fair twin (A)"] = _attacked(build, a, (Cell(), Cell()), "close to 80")
     ours, other = rows["PNI-W"], rows["fair twin (A)"]
     return [
         Table(
@@ -143,20 +135,17 @@ def table5(build: Builder) -> list[Part]:
     ]
 
 
-def _white_box(build, trainings, column=None):
+def _attacked(build, trainings, transfers, success=None, column=None):
+    """Returns a row of Table 5, of which the first two cells are there."""
+    first, name = trainings[:1], f"ZOO-{build.scale.zoo_iterations}"
+    zoo = {"kind": "zoo", "one_minus": True, "column": column}
     return (
+        *transfers,
+        build.cell(first, name, field="claimed_accuracy", paper=success, **zoo),
+        build.cell(first, name, **zoo),
         build.cell(trainings, "PGD-7", column=column),
         build.cell(trainings, "worst_case", column=column),
         build.strong_cell(trainings, column=column),
-    )
-
-
-def _zoo(build, trainings, paper=None, column=None):
-    where = {"kind": "zoo", "one_minus": True, "column": column}
-    first, row = trainings[:1], f"ZOO-{build.scale.zoo_iterations}"
-    return (
-        build.cell(first, row, field="claimed_accuracy", paper=paper, **where),
-        build.cell(first, row, **where),
     )
 
 

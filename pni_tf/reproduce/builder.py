@@ -49,13 +49,13 @@ class Builder:
         kind="white_box",
         column=None,
         paper=None,
-        field="accuracy_mean",
-        one_minus=False,
         percent=True,
+        **number,
     ) -> Cell:
         """Returns a cell of a row of `kind`'s table, on the trainings of all seeds.
 
-        `row` may be networks, one for each seed, that examples are transferred from.
+        `row` may be networks, one for each seed, that examples are transferred from;
+        `number` are further fields of a `Source`.
         """
         sources = []
         for i, training in enumerate(trainings):
@@ -67,8 +67,7 @@ class Builder:
                     evaluation=self.scale.evaluation(kind, training, **others),
                     column=column or ("noise_on" if training.random else "model"),
                     row=name,
-                    field=field,
-                    one_minus=one_minus,
+                    **number,
                 )
             )
         if isinstance(paper, list):

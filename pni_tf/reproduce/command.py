@@ -37,7 +37,7 @@ class Work(Group):
 
     study: tuple[str, ...] = setting(
         ("all",),
-        "Studies: table1 to table7, figure1 to figure3, mnist (CPU scale), or all.",
+        "Studies; mnist is for the CPU scale.",
         choices=("all", *STUDIES),
     )
     scale: str = setting(
@@ -100,6 +100,8 @@ def run() -> None:
 
 
 def main(settings: Reproduction) -> int:
+    from pni_tf.reproduce import report  # It takes seconds, and errors none.
+
     given, machine = settings.work, settings.machine
     scale = SCALES[given.scale]
     studies = _studies(given.study, scale)
@@ -128,21 +130,14 @@ def main(settings: Reproduction) -> int:
                 own = {job for part in parts[study] for job in part.jobs} - {*asked}
                 if not any(stamps.of(job).is_done for job in own):
                     del parts[study]  # what is there is by the studies asked for
-            _report(scale, parts, given.seeds, stamps, given.note)
+            path = root / "note.txt"
+            if given.note:
+                files.write_text(path, given.note)
+            # By default it is that of an earlier call.
+            note = path.read_text(encoding="utf-8") if path.exists() else ""
+            folder = report.write(scale, parts, given.seeds, stamps, note=note)
+            print(f"The report is in {folder}", flush=True)
     return 1 if work.failed else 0
-
-
-def _report(scale, parts, seeds, stamps, note):
-    """Writes the report with a note, by default that of an earlier call."""
-    from pni_tf.reproduce import report
-
-    path = stamps.root / "note.txt"
-    if note:
-        files.write_text(path, note)
-    elif path.exists():
-        note = path.read_text(encoding="utf-8")
-    folder = report.write(scale, parts, seeds, stamps, note=note or "")
-    print(f"The report is in {folder}", flush=True)
 
 
 def _studies(names: tuple[str, ...], scale: Scale) -> list[str]:

@@ -21,6 +21,11 @@ class _Job:
     def title(self) -> str:
         return f"{self.key}, seed {self.seed}"
 
+    @property
+    def result(self) -> Path:
+        """The file that it ends with, below the folder of the reproduction."""
+        return self.path / self.result_name
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Training(_Job):
@@ -32,6 +37,7 @@ class Training(_Job):
     random: bool  # Whether the network has noise.
 
     command = "train"
+    result_name = "model.keras"
     group = "training"
     needs = ()
 
@@ -44,11 +50,6 @@ class Training(_Job):
     def path(self) -> Path:
         """Its run directory, below the folder of the reproduction."""
         return Path("trainings", f"{self.name}_seed{self.seed}")
-
-    @property
-    def result(self) -> Path:
-        """The file that it ends with."""
-        return self.path / "model.keras"
 
     def arguments(self, root: Path) -> list[str]:
         """Returns the arguments of the command."""
@@ -71,6 +72,7 @@ class Evaluation(_Job):
     others: tuple[tuple[str, Training], ...] = ()
 
     command = "evaluate"
+    result_name = "evaluation.json"
 
     @property
     def group(self) -> str:
@@ -99,11 +101,6 @@ class Evaluation(_Job):
     @property
     def needs(self) -> tuple[Training, ...]:
         return (self.training, *(training for _, training in self.others))
-
-    @property
-    def result(self) -> Path:
-        """The file that it ends with."""
-        return self.path / "evaluation.json"
 
     def arguments(self, root: Path) -> list[str]:
         """Returns the arguments of the command."""
@@ -157,9 +154,9 @@ class Stamps:
         self.root = root
         self._stamps, self._digests = {}, {}
 
-    def log(self, job: Job) -> Path:
-        """Returns the file for the output of a job."""
-        return self._file(job, "log")
+    def path(self, job: Job, ending: str) -> Path:
+        """Returns a file of a job: `"json"` is this one, `"log"` has its output."""
+        return self.root / "jobs" / f"{'_'.join(job.path.parts)}.{ending}"
 
     def of(self, job: Job) -> Stamp:
         """Returns what is known of a job."""
@@ -170,14 +167,7 @@ class Stamps:
     def write(
         self, job: Job, *, done: bool, seconds: float, failed: str | None = None
     ) -> None:
-        """Adds a run of a job.
-
-        Args:
-            job: The job.
-            done: Whether it is done.
-            seconds: What this run has taken.
-            failed: Why it failed, if it did.
-        """
+        """Adds a run of a job: its seconds alone, and why it failed, if it did."""
         content = {
             "done": done,
             "failed": failed,
@@ -187,17 +177,14 @@ class Stamps:
             "machine": f"pni_tf {__version__}, {os.cpu_count()} CPU cores "
             f"({platform.machine()})",
         }
-        path = self._file(job, "json")
+        path = self.path(job, "json")
         path.parent.mkdir(parents=True, exist_ok=True)
         files.write_text(path, json.dumps(content, indent=2) + "\n")
         self._stamps.clear()  # It may be a network that others need.
         self._digests.clear()
 
-    def _file(self, job, ending):
-        return self.root / "jobs" / f"{'_'.join(job.path.parts)}.{ending}"
-
     def _read(self, job):
-        path = self._file(job, "json")
+        path = self.path(job, "json")
         content = files.read_json(path)
         if not content:
             return Stamp()
@@ -215,7 +202,7 @@ class Stamps:
         return Stamp(
             is_done=bool(
                 content.get("done")
-                and _is_whole(self.root / job.result)
+                and _is_whole(job, self.root / job.result)
                 and all(self.of(needed).is_done for needed in job.needs)
             ),
             seconds=round(content.get("seconds", 0.0), 1),
@@ -240,9 +227,9 @@ def _settings(job):
     return expand_flagfiles(["", *job.arguments(Path())])[1:]
 
 
-def _is_whole(path):
+def _is_whole(job, path):
     """Returns whether a result is there, and can be read if it is for reports."""
-    if path.suffix == ".json":
+    if isinstance(job, Evaluation):
         return read_evaluation(path) is not None
     return path.exists()
 

@@ -64,11 +64,11 @@ def write(
     folder = root / "report"
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     parts_of_all = [part for parts in studies.values() for part in parts]
-    jobs = in_order([job for part in parts_of_all for job in part.jobs])
-    for job in jobs:
-        _copy_results(root, folder, job, stamps.of(job).is_done)
-    results = Results(root, folder, jobs)
+    jobs = in_order(job for part in parts_of_all for job in part.jobs)
     known = {job: stamps.of(job) for job in jobs}
+    for job, stamp in known.items():
+        _copy_results(root, folder, job, stamp.is_done)
+    results = Results(root, folder, jobs)
     lines = [_head(scale, seeds, known, results, note)]
     content = {"scale": scale.name, "training_seeds": seeds, "parts": []}
     for study, parts in studies.items():
@@ -80,7 +80,19 @@ def write(
             content["parts"].append(
                 {"study": study, "title": part.title, **section.content}
             )
-    content["jobs"] = [_job(root, *item) for item in known.items()]
+    content["jobs"] = [
+        {
+            "title": job.title,
+            "key": job.key,
+            "result": str(job.result),
+            "done": stamp.is_done,
+            "seconds": stamp.seconds,
+            "machine": stamp.machine,
+            "command": shell(job, root),
+            "failed": stamp.failed,
+        }
+        for job, stamp in known.items()
+    ]
     text = "\n\n".join(filter(None, lines)) + "\n"
     files.write_text(folder / "report.md", text)
     files.write_text(folder / "report.html", _to_html(text, folder, scale))
@@ -109,6 +121,7 @@ def _head(scale, seeds, known, results, note):
     if seeds is None and len(scale.networks) > 1:
         counts += f" of {scale.main}, {scale.seeds_of_others} of other networks"
     machines = sorted({machine for job in done if (machine := known[job].machine)})
+    missing = [name for name in STUDIES if name not in (*scale.studies, "mnist")]
     text = [
         f"# The paper's tables and figures: {scale.title}",
         f"{scale.note} {counts}. "
@@ -117,7 +130,7 @@ def _head(scale, seeds, known, results, note):
         note,
         _other_images(results, done),
         _READING,
-        _missing_studies(scale),
+        f"Not on this scale: {', '.join(missing)}." if missing else "",
         _failures(known),
     ]
     return "\n\n".join(filter(None, text))
@@ -144,11 +157,6 @@ def _other_images(results, done):
     return why + "\n\n" + "\n".join(lines)
 
 
-def _missing_studies(scale):
-    missing = [name for name in STUDIES if name not in (*scale.studies, "mnist")]
-    return f"Not on this scale: {', '.join(missing)}." if missing else ""
-
-
 def _failures(known):
     failed = {job: stamp.failed for job, stamp in known.items() if stamp.failed}
     lines = [f"- {job.title}: {html.escape(why)}" for job, why in failed.items()]
@@ -162,19 +170,15 @@ def _failures(known):
 
 def _details(root, part, attacks, known):
     """Returns settings, costs and commands, to be unfolded."""
-    settings, commands, cells = dict.fromkeys(attacks), [], _cells_by_job(part)
+    commands, cells = [], _cells_by_job(part)
     for job in in_order(part.jobs):
         cost = duration(known[job].seconds) if known[job].is_done else "not run"
-        gives = [
-            f"#   {label}: {', '.join(columns)}"
-            for label, columns in cells.get(job, {}).items()
-        ]
-        commands.append("\n".join([f"# {job.title}: {cost}", *gives, shell(job, root)]))
-    inner = "".join(
-        f"<pre>{html.escape(chr(10).join(block))}</pre>"
-        for block in (settings, commands)
-        if block
-    )
+        commands.append(f"# {job.title}: {cost}")
+        for label, columns in cells.get(job, {}).items():
+            commands.append(f"#   {label}: {', '.join(columns)}")
+        commands.append(shell(job, root))
+    blocks = filter(None, ("\n".join(dict.fromkeys(attacks)), "\n".join(commands)))
+    inner = "".join(f"<pre>{html.escape(block)}</pre>" for block in blocks)
     return f"<details><summary>Settings, costs and commands</summary>{inner}</details>"
 
 
@@ -187,19 +191,6 @@ def _cells_by_job(part):
                 rows = found.setdefault(source.evaluation, {})
                 rows.setdefault(label, []).append(column)
     return found
-
-
-def _job(root, job, stamp):
-    return {
-        "title": job.title,
-        "key": job.key,
-        "result": str(job.result),
-        "done": stamp.is_done,
-        "seconds": stamp.seconds,
-        "machine": stamp.machine,
-        "command": shell(job, root),
-        "failed": stamp.failed,
-    }
 
 
 def _to_html(text, folder, scale):

@@ -86,7 +86,7 @@ class Run:
         if stamp.is_blocked:
             self._fail(job, stamp.failed)
             return
-        root, log = self.stamps.root, self.stamps.log(job)
+        root, log = self.stamps.root, self.stamps.path(job, "log")
         command = [*_command_of(job.command), *job.arguments(root), *self.extra]
         threads = None
         if self.workers > 1:
@@ -96,11 +96,7 @@ class Run:
 
     def _collect(self):
         """Takes note of the processes that have ended; returns whether any has."""
-        ended = [
-            job
-            for job, (process, _) in self.running.items()
-            if process.poll() is not None
-        ]
+        ended = [job for job, (p, _) in self.running.items() if p.poll() is not None]
         for job in ended:
             process, begin = self.running.pop(job)
             reason, seconds = process.failure(), time.monotonic() - begin

@@ -180,18 +180,15 @@ def figure3(build: Builder) -> list[Part]:
     lines = {}
     for number, label in enumerate(names):
         training = build.training(LOCATIONS.get(label, "adversarial"), network)[0]
-        plain, strict = (
-            build.scale.evaluation(kind, training)
-            for kind in ("curves", "curves_in_expectation")
-        )
-        columns = {"": (plain, "model", "o-")}
+        columns = {"": ("curves", "model", "o-")}
         if training.random:
             columns = {
-                "": (plain, "noise_on", "o-"),
-                ", EOT": (strict, "noise_on", "s:"),
-                ", without PNI": (plain, "noise_off", "x-."),
+                "": ("curves", "noise_on", "o-"),
+                ", EOT": ("curves_in_expectation", "noise_on", "s:"),
+                ", without PNI": ("curves", "noise_off", "x-."),
             }
-        for how, (evaluation, column, style) in columns.items():
+        for how, (kind, column, style) in columns.items():
+            evaluation = build.scale.evaluation(kind, training)
             lines[label + how] = Line(
                 evaluation=evaluation, column=column, network=number, style=style
             )

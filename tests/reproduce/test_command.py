@@ -181,8 +181,8 @@ class TestRunner:
 
         jobs = jobs_of(["table2"])
         needs = {
-            Stamps(tmp_path).log(job).stem: [
-                Stamps(tmp_path).log(needed).stem for needed in job.needs
+            Stamps(tmp_path).path(job, "log").stem: [
+                Stamps(tmp_path).path(needed, "log").stem for needed in job.needs
             ]
             for job in jobs
         }
