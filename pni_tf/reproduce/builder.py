@@ -26,11 +26,9 @@ PGD7, EOT, WORST, STRONG_WORST = 1, 3, 5, 6
 
 
 class Builder:
-    """Makes cells, rows and tables of a study.
+    """Makes cells, rows and tables of a study, of so many training seeds.
 
-    Args:
-        scale: What to run it on.
-        seeds: Number of training seeds; None for what the scale says.
+    By default these are as many as the scale says.
     """
 
     def __init__(self, scale: Scale, seeds: int | None):
@@ -101,12 +99,7 @@ class Builder:
     ) -> Table:
         """Returns a table of the paper's columns and of stricter ones.
 
-        Args:
-            title: Its heading.
-            rows: Rows by label.
-            claims: What the sentence below the table is about.
-            note: What a reader needs to know besides.
-            steps: Of the paper's PGD, and of that in expectation over noise.
+        `steps` are those of the paper's PGD, and of that in expectation over noise.
         """
         plain, averaged = self._pgd(steps)
         scale = self.scale
@@ -133,13 +126,9 @@ class Builder:
 
 
 def compare(what: str, ours: tuple, other: tuple, *columns: int) -> list[Claim]:
-    """Returns claims that one row is above another.
+    """Returns claims that one row is above another, as `what` says.
 
-    Args:
-        what: Says so, such as `"PNI-W against its fair twin"`.
-        ours: The row that should be above.
-        other: The other one.
-        *columns: Where; by default as the paper does and as strictly as can be.
+    These are of some columns, by default as the paper does and as strictly as can be.
     """
     names = {
         PGD7: "under PGD-7 as in the paper",

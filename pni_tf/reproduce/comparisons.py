@@ -22,13 +22,13 @@ class Comparison:
     # no difference.
     limit: float
     paired: bool  # Whether the verdicts were compared image by image.
-    seeds: tuple[int, ...]  # The training seeds that both have.
+    seeds: list[int]  # The training seeds that both have.
 
     @property
-    def interval(self) -> tuple[float, float]:
-        """The 95 % confidence interval of the difference."""
+    def interval(self) -> list[float]:
+        """The two ends of the 95 % confidence interval of the difference."""
         half = self.limit * self.error
-        return self.difference - half, self.difference + half
+        return [self.difference - half, self.difference + half]
 
     @property
     def verdict(self) -> str:
@@ -47,10 +47,6 @@ def compare(results: Results, claim: Claim) -> Comparison | None:
     What differs by chance are the images, the training seeds, and the draws of the
     noise. Both networks saw the same images, so these are compared in pairs. Student's
     t takes its degrees of freedom after Welch and Satterthwaite.
-
-    Args:
-        results: What was measured.
-        claim: What to compare.
     """
     values = [results.value(cell) for cell in (claim.ours, claim.other)]
     seeds = set.intersection(*({seed.seed for seed in v.seeds} for v in values))
@@ -72,7 +68,7 @@ def compare(results: Results, claim: Claim) -> Comparison | None:
         error=100 * error,
         limit=limit,
         paired=pairs is not None,
-        seeds=tuple(sorted(seeds)),
+        seeds=sorted(seeds),
     )
 
 
@@ -99,15 +95,12 @@ def _differences(results, claim, seeds):
     Mean over the training seeds. Unknown are numbers on different images, and
     those whose verdicts on each image are not there.
     """
-    found = []
-    for cell, sign in ((claim.ours, 1), (claim.other, -1)):
-        for source in cell.sources:
-            if source.evaluation.seed in seeds:
-                shares = results.shares(source)
-                if shares is None or (found and shares.shape != found[0].shape):
-                    return None
-                found.append(sign * shares)
-    return sum(found) / len(seeds)
+    sources = [*claim.ours.sources, *claim.other.sources]
+    shares = [results.shares(s) for s in sources if s.evaluation.seed in seeds]
+    if any(found is None for found in shares) or len({*map(len, shares)}) > 1:
+        return None
+    ours, other = np.split(np.stack(shares), 2)
+    return ours.mean(axis=0) - other.mean(axis=0)
 
 
 def about(results: Results, table: Table) -> dict[str, list]:
@@ -116,15 +109,12 @@ def about(results: Results, table: Table) -> dict[str, list]:
     These are `"sentences"` (what was not run comes last), the numbers of each
     `"comparisons"`, and what the other attacks leave `"on_the_same_images"` as a
     strong suite that saw fewer.
-
-    Args:
-        results: What was measured.
-        table: The table.
     """
     said, content, missing = [], [], []
-    before = {
-        (*comparison["ours"], *comparison["other"]): comparison
-        for comparison in results.before.get(table.title, {}).get("comparisons", ())
+    before = results.before.get(table.title, {})
+    earlier_of = {
+        (*found["ours"], *found["other"]): found
+        for found in before.get("comparisons", ())
     }
     for claim in table.claims:
         numbers = _numbers(results, claim)
@@ -132,13 +122,13 @@ def about(results: Results, table: Table) -> dict[str, list]:
             missing.append(claim.text)
             continue
         cells = {"ours": _place(table, claim.ours), "other": _place(table, claim.other)}
-        earlier = before.get((*cells["ours"], *cells["other"]), {})
+        earlier = earlier_of.get((*cells["ours"], *cells["other"]), {})
         if _stands(earlier, numbers):
             numbers = {name: earlier[name] for name in numbers}
         sentence = f"{claim.text}: {_words(results, claim, numbers)}."
         said.append(sentence)
         content.append({"sentence": sentence, **cells, **numbers})
-    fewer = _on_the_same_images(results, table)
+    fewer = _on_the_same_images(results, table, before)
     for images in dict.fromkeys(found["images"] for found in fewer):
         pairs = [
             f"{found['label']} {100 * found['strong']:.2f} against "
@@ -161,15 +151,8 @@ def _numbers(results, claim):
         there = [results.value(cell) for cell in (claim.ours, claim.other)]
         return {} if all(there) else None
     found = compare(results, claim)
-    if found is None:
-        return None
-    return {
-        "difference": found.difference,
-        "interval": list(found.interval),
-        "paired": found.paired,
-        "seeds": list(found.seeds),
-        "verdict": found.verdict,
-    }
+    names = ("difference", "interval", "paired", "seeds", "verdict")
+    return found and {name: getattr(found, name) for name in names}
 
 
 def _stands(earlier, numbers):
@@ -205,23 +188,24 @@ def _words(results, claim, numbers):
 
 def _place(table, cell):
     """Returns label and column of a cell."""
-    for label, cells in table.rows:
-        for column, found in zip(table.columns, cells, strict=True):
-            if found is cell:
-                return [label, column]
-    raise ValueError(f"No cell of {table.title!r}: {cell}")
+    return next(
+        [label, column]
+        for label, cells in table.rows
+        for column, found in zip(table.columns, cells, strict=True)
+        if found is cell
+    )
 
 
-def _on_the_same_images(results, table):
+def _on_the_same_images(results, table, before):
     """Returns the strong suite's accuracy on few images, beside the other attacks'.
 
     Else it could look weaker than they, on images that are easier.
     """
     if STRONG not in table.columns:
         return []
-    before = {
-        (earlier["label"], earlier["images"], earlier["strong"]): earlier["others"]
-        for earlier in results.before.get(table.title, {}).get("on_the_same_images", ())
+    others_of = {
+        (found["label"], found["images"], found["strong"]): found["others"]
+        for found in before.get("on_the_same_images", ())
     }
     place, found = table.columns.index(STRONG), []
     for label, cells in table.rows:
@@ -229,7 +213,7 @@ def _on_the_same_images(results, table):
         if not strong or not weaker or strong.images == weaker.images:
             continue
         shares = results.shares(cells[place - 1].sources[0])
-        others = before.get((label, strong.images, strong.mean))
+        others = others_of.get((label, strong.images, strong.mean))
         if shares is not None:
             others = float(np.mean(shares[: strong.images]))
         if others is not None:

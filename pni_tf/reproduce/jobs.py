@@ -15,7 +15,10 @@ from pni_tf.evaluation.record import read_evaluation
 
 
 class _Job:
-    """What trainings and evaluations have in common."""
+    """What trainings and evaluations have in common.
+
+    Folders and files are named below the folder of the reproduction.
+    """
 
     @property
     def title(self) -> str:
@@ -23,7 +26,7 @@ class _Job:
 
     @property
     def result(self) -> Path:
-        """The file that it ends with, below the folder of the reproduction."""
+        """The file that it ends with."""
         return self.path / self.result_name
 
 
@@ -38,6 +41,7 @@ class Training(_Job):
 
     command = "train"
     result_name = "model.keras"
+    kept = ("history.csv", "flags.cfg")  # With a report.
     group = "training"
     needs = ()
 
@@ -48,7 +52,7 @@ class Training(_Job):
 
     @property
     def path(self) -> Path:
-        """Its run directory, below the folder of the reproduction."""
+        """Its run directory."""
         return Path("trainings", f"{self.name}_seed{self.seed}")
 
     def arguments(self, root: Path) -> list[str]:
@@ -73,6 +77,7 @@ class Evaluation(_Job):
 
     command = "evaluate"
     result_name = "evaluation.json"
+    kept = (result_name,)
 
     @property
     def group(self) -> str:
@@ -95,7 +100,7 @@ class Evaluation(_Job):
 
     @property
     def path(self) -> Path:
-        """Its folder, below that of the reproduction."""
+        """Its folder."""
         return Path("evaluations", self.training.path.name, self.group)
 
     @property
@@ -144,10 +149,7 @@ class Stamp:
 class Stamps:
     """What is known of all jobs: `<root>/jobs/<job>.json`, each of them read once.
 
-    Nothing else may write to the folder meanwhile.
-
-    Args:
-        root: Folder of the reproduction.
+    Nothing else may write to `root`, the folder of the reproduction, meanwhile.
     """
 
     def __init__(self, root: Path):
@@ -155,7 +157,7 @@ class Stamps:
         self._stamps, self._digests = {}, {}
 
     def path(self, job: Job, ending: str) -> Path:
-        """Returns a file of a job: `"json"` is this one, `"log"` has its output."""
+        """Returns a file of a job: `"json"` has what is known, `"log"` its output."""
         return self.root / "jobs" / f"{'_'.join(job.path.parts)}.{ending}"
 
     def of(self, job: Job) -> Stamp:
@@ -237,11 +239,8 @@ def _is_whole(job, path):
 class Costs:
     """Estimates what jobs will take, from those that are done and from other machines.
 
-    Args:
-        stamps: What is known of the jobs.
-        jobs: All jobs.
-        reference: Seconds by the key of a job, measured elsewhere.
-        workers: Number of jobs that run at once.
+    The reference has seconds by the key of a job, measured elsewhere; as many jobs run
+    at once as there are workers.
     """
 
     def __init__(

@@ -12,7 +12,7 @@ import markdown
 from pni_tf import files
 from pni_tf.reproduce import sections
 from pni_tf.reproduce.cells import Part, Table
-from pni_tf.reproduce.jobs import Evaluation, Stamps, duration, in_order
+from pni_tf.reproduce.jobs import Stamps, duration, in_order
 from pni_tf.reproduce.results import Results
 from pni_tf.reproduce.runner import shell
 from pni_tf.reproduce.scales import Scale
@@ -101,10 +101,7 @@ def write(
 
 
 def _copy_results(root, folder, job, is_done):
-    names = ["history.csv", "flags.cfg"]
-    if isinstance(job, Evaluation):
-        names = [job.result.name]
-    for name in names:
+    for name in job.kept:
         source, copy = root / job.path / name, folder / job.path / name
         if is_done and source.exists():
             copy.parent.mkdir(parents=True, exist_ok=True)
@@ -143,8 +140,8 @@ def _other_images(results, done):
         saved = results.evaluations.get(job)
         if saved and saved.data:
             name = f"{saved.dataset}, {saved.data['examples']:,} images"
-            by_digest = found.setdefault(name, {})
-            by_digest.setdefault(saved.data["sha256"], []).append(job.title)
+            titles = found.setdefault(name, {}).setdefault(saved.data["sha256"], [])
+            titles.append(job.title)
     lines = [
         f"- {name}, SHA-256 {digest[:12]}: {', '.join(titles)}"
         for name, by_digest in found.items()

@@ -150,6 +150,7 @@ def _command_of(command):
 
 _PACKAGE_FOLDER = Path(__file__).parents[2]
 _PR_SET_PDEATHSIG = 1
+_THREADS = ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS")
 
 
 class Process(subprocess.Popen):
@@ -203,9 +204,7 @@ def _environment(threads):
     path = filter(None, [str(_PACKAGE_FOLDER), os.environ.get("PYTHONPATH")])
     found = {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
     if threads is not None:
-        for name in ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"):
-            found[name] = str(threads)
-        found["OMP_NUM_THREADS"] = str(threads)
+        found |= dict.fromkeys(_THREADS, str(threads))
         found["TF_FORCE_GPU_ALLOW_GROWTH"] = "true"  # else one takes the whole GPU
     return found
 

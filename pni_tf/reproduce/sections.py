@@ -38,13 +38,7 @@ class Section:
 
 @functools.singledispatch
 def make(part: Part, results: Results, name: str) -> Section:
-    """Returns a part as a section.
-
-    Args:
-        part: The part.
-        results: What was measured; figures go into the folder of its report.
-        name: Name of a figure, without its ending.
-    """
+    """Returns a part as a section; figures go into the folder of the report by name."""
     raise TypeError(f"No section for {part!r}")
 
 

@@ -249,11 +249,8 @@ STUDIES = tuple(_STUDIES)
 
 
 def parts_of(study: str, scale: Scale, seeds: int | None = None) -> list[Part]:
-    """Returns the parts of a study's report.
+    """Returns the parts of the report of one of `STUDIES`.
 
-    Args:
-        study: One of `STUDIES`.
-        scale: What to run it on.
-        seeds: Number of training seeds, from 0 on; by default what the scale says.
+    The training seeds are from 0 on, by default as many as the scale says.
     """
     return _STUDIES[study](Builder(scale, seeds))

@@ -124,7 +124,7 @@ class TestChance:
         kept = dataclasses.replace(claim.other, sources=claim.other.sources[:1])
         claim = dataclasses.replace(claim, other=kept)
         found = compare(results_of(tmp_path), claim)
-        assert (round(found.difference, 9), found.seeds) == (20, (0,))
+        assert (round(found.difference, 9), found.seeds) == (20, [0])
 
     def test_of_one_network_under_two_attacks(self, tmp_path):
         """What its trainings have in common cancels: 0.09 and 0.11 remain."""
