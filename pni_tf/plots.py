@@ -20,15 +20,11 @@ def plot_alphas(alphas: dict[str, list[float]], *, title: str = "") -> Figure:
     named = sorted(alphas, key=lambda name: -alphas[name][-1])[:5]
     colours = _shades(len(alphas))
     for (name, values), colour in zip(alphas.items(), colours, strict=True):
-        epochs = np.arange(1, len(values) + 1)
-        axes.plot(
-            epochs,
-            values,
-            color=colour,
-            marker="o" if len(values) == 1 else None,
-            label=name if name in named else None,
-            linewidth=2 if name in named else 1,
-        )
+        (line,) = axes.plot(range(1, len(values) + 1), values, color=colour, lw=1)
+        if name in named:
+            line.set(label=name, linewidth=2)
+        if len(values) == 1:  # Such a line would not be seen.
+            line.set_marker("o")
     axes.set(xlabel="epoch", ylabel=r"$|\alpha|$", title=title)
     axes.update_datalim([(1, 0)])  # The margin at the top is a share of the whole axis.
     axes.autoscale_view()
@@ -184,8 +180,7 @@ def plot_certified_accuracy(
 def _accuracy_axes(xlabel, title, kind=""):
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
-    ylabel = f"{kind}accuracy (%)"
-    axes.set(xlabel=xlabel, ylabel=ylabel, ylim=(-3, 103), title=title)
+    axes.set(xlabel=xlabel, ylabel=f"{kind}accuracy (%)", title=title, ylim=(-3, 103))
     axes.grid(alpha=0.3)
     return figure, axes
 

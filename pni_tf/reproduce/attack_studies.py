@@ -156,8 +156,7 @@ def table7(build: Builder) -> list[Part]:
             title="Table 7: is the robustness of PNI-W real?",
             evaluation=build.scale.evaluation("checklist", pni, twin=twin),
             entry="checklist",
-            lines=_checklist,
-            summary=_passes,
+            read=_checklist,
             note="The paper's five items are symptoms of masked gradients; passing "
             "them is no proof. What came later is below them. First seed.",
         )
@@ -172,10 +171,6 @@ def _checklist(checklist):
         )
         paper = "PASS" if item["source"] == "Table 7" else "-"
         rows.append([item["name"], paper, item["status"], numbers, item["meaning"]])
-    return rows
-
-
-def _passes(checklist):
     sentences = []
     for name, is_papers in (("the paper", True), ("later work", False)):
         items = [
@@ -187,7 +182,7 @@ def _passes(checklist):
         passed = len(items) - len(missed)
         text = f"PNI-W passes {passed} of the {len(items)} checks of {name}"
         sentences.append(f"{text}; not: {', '.join(missed)}." if missed else f"{text}.")
-    return sentences
+    return rows, sentences
 
 
 def table6(build: Builder) -> list[Part]:
@@ -235,8 +230,7 @@ def table6(build: Builder) -> list[Part]:
             title="Certified accuracy of PixelDP",
             evaluation=certify,
             entry="certificates",
-            lines=_certified,
-            summary=guarantees,
+            read=_certified,
             picture="certified_accuracy",
             note="L2 radii, first seed. At radius 0 stands the accuracy, certified or "
             "not. No bound certifies the Linf ball of the attacks above, and "
@@ -251,7 +245,7 @@ def _certified(certificates):
     for certificate in certificates:
         shares = certificate["certified_accuracy"].values()
         rows.append([certificate["method"], *(f"{100 * s:.2f}" for s in shares)])
-    return rows
+    return rows, guarantees(certificates)
 
 
 def guarantees(certificates: list[dict]) -> list[str]:

@@ -5,9 +5,6 @@ from collections.abc import Callable
 
 from pni_tf.reproduce.jobs import Evaluation, Job, Training
 
-# A number, with its standard deviation if it has one, or words.
-Paper = float | tuple[float, float] | str | None
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Source:
@@ -28,8 +25,17 @@ class Cell:
 
     # One for each training seed; none for what is not ours, or not there.
     sources: tuple[Source, ...] = ()
-    paper: Paper = None
+    # A number, with its standard deviation if it has one, or words.
+    paper: float | tuple[float, float] | str | None = None
     percent: bool = True  # Whether it is a share, to be shown in percent.
+
+    @property
+    def paper_text(self) -> str:
+        """What the paper says, or nothing."""
+        if isinstance(self.paper, tuple):
+            return f"{self.paper[0]:g} ± {self.paper[1]:g}"
+        is_number = isinstance(self.paper, float | int)
+        return f"{self.paper:g}" if is_number else self.paper or ""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -120,8 +126,8 @@ class Listing:
     title: str
     evaluation: Evaluation
     entry: str  # Which of these.
-    lines: Callable[[object], list[list[str]]]  # A header and rows of texts from it.
-    summary: Callable[[object], list[str]]  # Sentences that say what it shows.
+    # Returns a header and rows of texts from it, and sentences that say what it shows.
+    read: Callable[[object], tuple[list[list[str]], list[str]]]
     picture: str | None = None  # A figure of the evaluation, without its ending.
     note: str = ""  # What a reader needs to know of it.
 
@@ -131,11 +137,3 @@ class Listing:
 
 
 Part = Table | Alphas | AlphaFigure | Curves | Listing
-
-
-def paper_text(cell: Cell) -> str:
-    """Returns what the paper says, or nothing."""
-    paper = cell.paper
-    if isinstance(paper, tuple):
-        return f"{paper[0]:g} ± {paper[1]:g}"
-    return f"{paper:g}" if isinstance(paper, float | int) else paper or ""

@@ -100,8 +100,6 @@ def run() -> None:
 
 
 def main(settings: Reproduction) -> int:
-    from pni_tf.reproduce import report  # It takes seconds, and errors none.
-
     given, machine = settings.work, settings.machine
     scale = SCALES[given.scale]
     studies = _studies(given.study, scale)
@@ -112,6 +110,8 @@ def main(settings: Reproduction) -> int:
     workers = machine.jobs or (min(runner.cpu_cores(), 8) if scale.small else 1)
     extra = [f"--data_dir={machine.data_dir}"] if machine.data_dir else []
     extra += ["--download"] if machine.download else []
+    from pni_tf.reproduce import report  # Which takes a while, unlike an error.
+
     with files.lock(root, f"--output_dir={root}") as lock:
         stamps = Stamps(root)
         costs = Costs(stamps, jobs, reference_costs(scale.name), workers)

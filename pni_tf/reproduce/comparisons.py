@@ -8,7 +8,7 @@ import numpy as np
 
 from pni_tf.evaluation import significance
 from pni_tf.reproduce.builder import STRONG
-from pni_tf.reproduce.cells import Claim, Table, paper_text
+from pni_tf.reproduce.cells import Claim, Table
 from pni_tf.reproduce.results import Results, Value
 
 
@@ -173,7 +173,7 @@ def _words(results, claim, numbers):
     cells = (claim.ours, claim.other)
     if not claim.judge:
         ours, other = (results.value(cell).text() for cell in cells)
-        papers = [paper_text(cell) for cell in cells]
+        papers = [cell.paper_text for cell in cells]
         known = f" (paper: {papers[0]} against {papers[1]})" if all(papers) else ""
         return f"{ours} against {other}{known}"
     means = [c.paper[0] if isinstance(c.paper, tuple) else c.paper for c in cells]

@@ -1,6 +1,7 @@
 """What a study needs to be run: calls of `bin/train` and of `bin/evaluate`."""
 
 import dataclasses
+import functools
 import json
 import operator
 import os
@@ -154,7 +155,8 @@ class Stamps:
 
     def __init__(self, root: Path):
         self.root = root
-        self._stamps, self._digests = {}, {}
+        self._stamps = {}
+        self._digest = functools.cache(lambda p: files.file_digest(p, name=False))
 
     def path(self, job: Job, ending: str) -> Path:
         """Returns a file of a job: `"json"` has what is known, `"log"` its output."""
@@ -183,7 +185,7 @@ class Stamps:
         path.parent.mkdir(parents=True, exist_ok=True)
         files.write_text(path, json.dumps(content, indent=2) + "\n")
         self._stamps.clear()  # It may be a network that others need.
-        self._digests.clear()
+        self._digest.cache_clear()
 
     def _read(self, job):
         path = self.path(job, "json")
@@ -214,14 +216,11 @@ class Stamps:
 
     def _inputs(self, job):
         """Returns the digests of the networks that a job needs and that are there."""
-        found = {}
-        for needed in job.needs:
-            path = self.root / needed.result
-            if path.exists():
-                if path not in self._digests:
-                    self._digests[path] = files.file_digest(path, name=False)
-                found[str(needed.path)] = self._digests[path]
-        return found
+        return {
+            str(needed.path): self._digest(self.root / needed.result)
+            for needed in job.needs
+            if (self.root / needed.result).exists()
+        }
 
 
 def _settings(job):

@@ -174,7 +174,7 @@ def _details(root, part, attacks, known):
         for label, columns in cells.get(job, {}).items():
             commands.append(f"#   {label}: {', '.join(columns)}")
         commands.append(shell(job, root))
-    blocks = filter(None, ("\n".join(dict.fromkeys(attacks)), "\n".join(commands)))
+    blocks = ["\n".join(lines) for lines in (dict.fromkeys(attacks), commands) if lines]
     inner = "".join(f"<pre>{html.escape(block)}</pre>" for block in blocks)
     return f"<details><summary>Settings, costs and commands</summary>{inner}</details>"
 

@@ -56,9 +56,8 @@ class Value:
     @property
     def std_of_seeds(self) -> float | None:
         """Standard deviation (N - 1) over training seeds; None for one."""
-        if len(self.seeds) < 2:
-            return None
-        return statistics.stdev(seed.mean for seed in self.seeds)
+        means = [seed.mean for seed in self.seeds]
+        return statistics.stdev(means) if len(means) > 1 else None
 
     @property
     def images(self) -> int:

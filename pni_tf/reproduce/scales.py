@@ -40,16 +40,16 @@ class Scale:
     recipe: tuple[str, ...]  # Flags of `bin/train` that all trainings share.
     # Flags by the name of a network; the first one stands for the paper's ResNet-20.
     networks: Mapping[str, tuple[str, ...]]
-    seeds: int  # Of the main network, unless `--seeds` says another number.
-    seeds_of_others: int
-    pgd7: float  # Step size of the paper's PGD-7.
     # Flags of `bin/evaluate` by kind of evaluation, which bound its cost; one that is
     # there already is replaced.
     budget: Mapping[str, Flags]
-    expectation: int  # Draws of the expectation over noise.
-    ensemble: int  # Draws of the prediction by mean.
-    cw_steps: int  # Iterations of the longer attack of Carlini and Wagner.
-    zoo_iterations: int
+    seeds: int = 1  # Of the main network, unless `--seeds` says another number.
+    seeds_of_others: int = 1
+    pgd7: float = 0.01  # Step size of the paper's PGD-7.
+    expectation: int = 10  # Draws of the expectation over noise.
+    ensemble: int = 5  # Draws of the prediction by mean.
+    cw_steps: int = 100  # Iterations of the longer attack of Carlini and Wagner.
+    zoo_iterations: int = 150
     # Flags by defence that replace `recipe` and those of `DEFENCES`.
     recipes: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     # Defences that are another one under this recipe.
@@ -153,7 +153,6 @@ DIGITS = Scale(
     },
     small=True,
     seeds=2,
-    seeds_of_others=1,
     pgd7=0.04,
     budget={
         "strong": {"examples": 90, "expectation": 5},
@@ -167,10 +166,6 @@ DIGITS = Scale(
         },
         "checklist": {"examples": 60},
     },
-    expectation=10,
-    ensemble=5,
-    cw_steps=100,
-    zoo_iterations=150,
     note="1,437 training and 360 test images; epsilon 0.15. The paper's numbers beside "
     "ours are for CIFAR-10 and its own networks: compare what they say, not how large "
     "they are.",
@@ -182,9 +177,6 @@ CPU = Scale(
     networks={"resnet20": (), "mnist": ("--flagfile=configs/cpu_mnist.cfg",)},
     same={"madry": "adversarial"},
     studies=(*("table1", "table2", "table6", "mnist"), *_FIGURES),
-    seeds=1,
-    seeds_of_others=1,
-    pgd7=0.01,
     budget={
         "ensemble": {"examples": 1000},
         "strong": {"examples": 200, "expectation": 5},
@@ -195,10 +187,6 @@ CPU = Scale(
         "curves_in_expectation": {"examples": 256},
         "pictures": {"examples": 256},
     },
-    expectation=10,
-    ensemble=5,
-    cw_steps=100,
-    zoo_iterations=300,
     note="Another recipe than the paper's: 20 epochs, one step of FGSM from a random "
     "start, true labels, no clean loss (Wong et al., 2020), a learning rate that rises "
     "and falls once. RSE and PixelDP have its optimizer and epochs. So the paper's "
@@ -224,7 +212,6 @@ PAPER = Scale(
     },
     seeds=5,
     seeds_of_others=5,
-    pgd7=0.01,
     budget={
         "cw": {"examples": 1000},
         "zoo": {"examples": 200},

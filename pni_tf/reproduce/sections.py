@@ -18,7 +18,6 @@ from pni_tf.reproduce.cells import (
     Listing,
     Part,
     Table,
-    paper_text,
 )
 from pni_tf.reproduce.comparisons import about
 from pni_tf.reproduce.results import Results, Value
@@ -224,8 +223,7 @@ def _(part: Listing, results: Results, name: str) -> Section:
         # Such as pictures, where the attack has turned no image.
         words = "The evaluation found none." if saved else _NOTHING
         return Section(lines=[words, part.note], content={})
-    header, *rows = part.lines(entry)
-    said = part.summary(entry)
+    (header, *rows), said = part.read(entry)
     lines = [_table(header, rows), _bullets(said), part.note]
     if part.picture:
         path = results.folder / "figures" / f"{name}.png"
@@ -256,7 +254,7 @@ def _point(row: Row | None) -> str:
 def _text(value: Value, most: int) -> str:
     if not value.cell.sources:
         return "–"
-    text, paper = value.text(), paper_text(value.cell)
+    text, paper = value.text(), value.cell.paper_text
     if 0 < value.images < most:
         text += f" (n = {value.images:,})"  # other images, so not to be compared
     return f"{text}<br>paper {paper}" if paper else text

@@ -154,8 +154,7 @@ def figure1(build: Builder) -> list[Part]:
             title="Figure 1: an adversarial example",
             evaluation=build.scale.evaluation("pictures", build.training("vanilla")[0]),
             entry="pictures",
-            lines=_predictions,
-            summary=_turned,
+            read=_pictures,
             picture="pictures",
             note="The first test image that the network without defence classifies "
             "correctly, and wrongly under PGD-7.",
@@ -208,7 +207,7 @@ def figure3(build: Builder) -> list[Part]:
     ]
 
 
-def _predictions(pictures):
+def _pictures(pictures):
     rows = [["image", "label and confidence", "adversarial image is seen as"]]
     for each in pictures:
         rows.append(
@@ -219,31 +218,22 @@ def _predictions(pictures):
                 f"{100 * each['adversarial_confidence']:.2f} %",
             ]
         )
-    return rows
-
-
-def _turned(pictures):
-    each = pictures[0]
-    before, after = each["confidence"], each["adversarial_confidence"]
-    return [
+    first = pictures[0]
+    before, after = first["confidence"], first["adversarial_confidence"]
+    sentence = (
         "In the paper a cat becomes a hen with higher confidence. Here the confidence "
-        f"goes from {100 * before:.2f} % in {each['label']} to {100 * after:.2f} % in "
-        f"{each['adversarial_label']}."
-    ]
+        f"goes from {100 * before:.2f} % in {first['label']} to {100 * after:.2f} % in "
+        f"{first['adversarial_label']}."
+    )
+    return rows, [sentence]
 
 
 _STUDIES = {
-    "table1": table1,
-    "table2": table2,
-    "table3": table3,
-    "table4": table4,
-    "table5": table5,
-    "table6": table6,
-    "table7": table7,
-    "mnist": mnist,
-    "figure1": figure1,
-    "figure2": figure2,
-    "figure3": figure3,
+    study.__name__: study
+    for study in (
+        *(table1, table2, table3, table4, table5, table6, table7, mnist),
+        *(figure1, figure2, figure3),
+    )
 }
 STUDIES = tuple(_STUDIES)
 
