@@ -63,8 +63,7 @@ def write(
     root = stamps.root
     folder = root / "report"
     (folder / "figures").mkdir(parents=True, exist_ok=True)
-    parts_of_all = [part for parts in studies.values() for part in parts]
-    jobs = in_order(job for part in parts_of_all for job in part.jobs)
+    jobs = in_order(j for parts in studies.values() for p in parts for j in p.jobs)
     known = {job: stamps.of(job) for job in jobs}
     for job, stamp in known.items():
         _copy_results(root, folder, job, stamp.is_done)

@@ -88,9 +88,8 @@ class Run:
             return
         root, log = self.stamps.root, self.stamps.path(job, "log")
         command = [*_command_of(job.command), *job.arguments(root), *self.extra]
-        threads = None
-        if self.workers > 1:
-            threads = max(cpu_cores() // self.workers, 1)
+        several = self.workers > 1
+        threads = max(cpu_cores() // self.workers, 1) if several else None
         process = Process(command, log, lock=self.lock, threads=threads)
         self.running[job] = process, time.monotonic()
 

@@ -68,18 +68,18 @@ class Scale:
         """Flags of `bin/evaluate` by kind."""
         draws = self.expectation
         pgd = f"pgd(steps=7,step_size={self.pgd7})"
-        white = {
-            "attacks": ("fgsm", pgd, f"pgd(steps=20,expectation={draws})", "transfer")
-        }
+        transfer = f"transfer(steps=7,step_size={self.pgd7})"
+        strict = f"pgd(steps=20,expectation={draws})"
+        white = {"attacks": ("fgsm", pgd, strict, "transfer")}
+        mnist = ("pgd(steps=40,step_size=0.01)", f"pgd(steps=100,expectation={draws})")
         cw = (
             "cw(initial_const=0.01,learning_rate=5e-4,steps=10)",
             f"cw(steps={self.cw_steps},expectation={draws})",
         )
+        zoo = f"zoo(iterations={self.zoo_iterations})"
         curves = {"attacks": (), "curves": ("epsilon", "steps")}
         in_expectation = {"expectation": draws, "columns": "noise_on"}
         mean = {"ensemble": self.ensemble, "columns": "mean"}
-        mnist = ("pgd(steps=40,step_size=0.01)", f"pgd(steps=100,expectation={draws})")
-        zoo = f"zoo(iterations={self.zoo_iterations})"
         # Without one of their own, attacks are as the paper has them, or by mean.
         single = {"expectation": 1}
         found = {
@@ -89,8 +89,7 @@ class Scale:
             "strong_ensemble": {"suite": "strong"} | single | mean,
             "mnist": {"attacks": ("fgsm", *mnist, "transfer")} | single,
             "cw": {"attacks": cw} | single,
-            "transfer": {"attacks": (f"transfer(steps=7,step_size={self.pgd7})",)}
-            | single,
+            "transfer": {"attacks": (transfer,)} | single,
             "zoo": {"attacks": (zoo,)} | single,
             "checklist": {"attacks": (), "checklist": True, "expectation": draws},
             "curves": curves | single,
