@@ -95,9 +95,9 @@ def table5(build: Builder) -> list[Part]:
             build.cell(a, b, paper=to_a, kind="transfer"),
         )
         rows[label] = _attacked(build, b, transfers, paper["zoo_success"])
-        off = {"column": "noise_off"}
-        transfers = (build.cell(b, a, kind="transfer", **off), Cell())
-        rows[f"{label}, without PNI"] = _attacked(build, b, transfers, **off)
+        off = "noise_off"
+        transfers = (build.cell(b, a, column=off, kind="transfer"), Cell())
+        rows[f"{label}, without PNI"] = _attacked(build, b, transfers, column=off)
     rows["fair twin (A)"] = _attacked(build, a, (Cell(), Cell()), "close to 80")
     ours, other = rows["PNI-W"], rows["fair twin (A)"]
     return [

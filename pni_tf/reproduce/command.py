@@ -36,9 +36,7 @@ class Work(Group):
     heading = "Work"
 
     study: tuple[str, ...] = setting(
-        ("all",),
-        "Studies; mnist is for the CPU scale.",
-        choices=("all", *STUDIES),
+        ("all",), "Studies; mnist is on the CPU scale.", choices=("all", *STUDIES)
     )
     scale: str = setting(
         "digits",
