@@ -26,9 +26,9 @@ PGD7, EOT, WORST, STRONG_WORST = 1, 3, 5, 6
 
 
 class Builder:
-    """Makes cells, rows and tables of a study, of so many training seeds.
+    """Makes cells, rows and tables of a study on a scale.
 
-    By default these are as many as the scale says.
+    If the number of training seeds is None, it is what the scale says.
     """
 
     def __init__(self, scale: Scale, seeds: int | None):
@@ -126,9 +126,9 @@ class Builder:
 
 
 def compare(what: str, ours: tuple, other: tuple, *columns: int) -> list[Claim]:
-    """Returns claims that one row is above another, as `what` says.
+    """Returns the claims that one row is above another, as `what` says, in columns.
 
-    These are of some columns, by default as the paper does and as strictly as can be.
+    By default in that of the paper's PGD-7 and in the strictest one.
     """
     names = {
         PGD7: "under PGD-7 as in the paper",

@@ -241,6 +241,6 @@ STUDIES = tuple(_STUDIES)
 def parts_of(study: str, scale: Scale, seeds: int | None = None) -> list[Part]:
     """Returns the parts of the report of one of `STUDIES`.
 
-    The training seeds are from 0 on, by default as many as the scale says.
+    The training seeds count from 0; by default there are as many as the scale says.
     """
     return _STUDIES[study](Builder(scale, seeds))
