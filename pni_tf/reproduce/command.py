@@ -8,14 +8,7 @@ from pathlib import Path
 from pni_tf import files
 from pni_tf.cli import app
 from pni_tf.reproduce import runner
-from pni_tf.reproduce.jobs import (
-    Costs,
-    Job,
-    Stamps,
-    Training,
-    in_order,
-    reference_costs,
-)
+from pni_tf.reproduce.jobs import COSTS, Costs, Job, Stamps, Training, in_order
 from pni_tf.reproduce.scales import SCALES, Scale
 from pni_tf.reproduce.studies import STUDIES, parts_of
 from pni_tf.settings.base import Group, setting
@@ -112,7 +105,7 @@ def main(settings: Reproduction) -> int:
 
     with files.lock(root, f"--output_dir={root}") as lock:
         stamps = Stamps(root)
-        costs = Costs(stamps, jobs, reference_costs(scale.name), workers)
+        costs = Costs(stamps, jobs, COSTS.get(scale.name, {}), workers)
         work = runner.Run(jobs, stamps, costs, workers=workers, extra=extra, lock=lock)
         left, done = costs.left(work.waiting), len(jobs) - work.total
         print(f"{len(jobs)} jobs, {done} of them done. Left: {left}")

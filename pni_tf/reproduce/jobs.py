@@ -14,6 +14,9 @@ from pni_tf import __version__, files
 from pni_tf.cli.flags import expand_flagfiles
 from pni_tf.evaluation.record import read_evaluation
 
+# By scale and key of a job, the seconds that it took where it was measured.
+COSTS = json.loads(Path(__file__).with_name("costs.json").read_text("utf-8"))
+
 
 class _Job:
     """What trainings and evaluations have in common.
@@ -292,12 +295,6 @@ class Costs:
             return "an unknown time" if jobs else "nothing"
         words = f"about {duration(sum(known) / self.workers)}"
         return f"{words} and {unknown} jobs of unknown cost" if unknown else words
-
-
-def reference_costs(scale: str) -> dict[str, float]:
-    """Returns what each job of a scale took where it was measured, by its key."""
-    path = Path(__file__).with_name("costs.json")
-    return json.loads(path.read_text("utf-8")).get(scale, {})
 
 
 def duration(seconds: float) -> str:
