@@ -196,8 +196,8 @@ def table6(build: Builder) -> list[Part]:
         "no defence": build.row("vanilla"),
         f"adversarial training, fair twin{name}": other,
     }
+    # On the CPU scale the fair twin is Madry's training anyway.
     if build.training("madry") != build.training("adversarial", wide):
-        # Else the recipe is Madry's anyway.
         rows["adversarial training, Madry et al."] = build.row("madry")
     by_mean = {"kind": "ensemble", "column": "mean"}
     pixeldp = build.row("pixeldp", paper["dp_pixeldp"], **by_mean)
