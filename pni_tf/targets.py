@@ -78,7 +78,7 @@ class Target:
             draws: Number of draws, at least 1; see `ensemble`.
         """
         images = validate_images(images, image_shape=self.image_shape)
-        logits = tf.function(self.ensemble(draws).logits)
+        logits = tf.function(self.ensemble(draws).logits, autograph=False)
         return tf.nn.softmax(logits(tf.convert_to_tensor(images))).numpy()
 
     def ensemble(self, draws: int = 10) -> "Target":
@@ -158,7 +158,8 @@ def load_target(
 
     Args:
         source: A Keras model, a `.keras` file, a SavedModel directory, a run directory
-            of `bin/train`, or a callable from images to logits.
+            of `bin/train`, or a callable from images to logits (a `tf.function` if
+            it branches on tensors).
         image_shape: `(H, W, C)`; needed for a callable only.
         num_classes: K; needed with `labels_only`.
         labels_only: Whether `source` is a callable, in any framework, from a NumPy

@@ -150,7 +150,7 @@ class Workers:
             )
 
 
-@tf.function(reduce_retracing=True)
+@tf.function(reduce_retracing=True, autograph=False)
 def _sum_over_workers(strategy, own):
     def add():
         context = tf.distribute.get_replica_context()

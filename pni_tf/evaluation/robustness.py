@@ -297,7 +297,8 @@ def _compiled(target, scenario):
             tf.TensorSpec([None], tf.int64),
             tf.TensorSpec([2], tf.int64),
             tf.TensorSpec([], tf.int32),
-        ]
+        ],
+        autograph=False,  # which traces a fifth longer, and has nothing to convert
     )
     def attack_and_score(images, labels, seed, draws):
         arrays, adversarial = {}, images

@@ -59,7 +59,8 @@ class AdversarialImages(keras.callbacks.Callback):
                 self.images,
                 self.labels,
                 seed=seed,
-            )
+            ),
+            autograph=False,
         )
         self._writer = tf.summary.create_file_writer(self.log_dir)
 

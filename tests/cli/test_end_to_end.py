@@ -14,12 +14,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
+from forked_commands import Command
 from free_ports import addresses
 
 from pni_tf import alphas, load_dataset, load_target, strip_noise
 from pni_tf.targets import load_model
 
 BIN = Path(__file__).parents[2] / "bin"
+# The scripts find the package themselves, and keep TensorFlow quiet.
+ENVIRONMENT = {
+    name: value
+    for name, value in os.environ.items()
+    if name not in ("TF_CONFIG", "PYTHONPATH", "TF_CPP_MIN_LOG_LEVEL")
+} | {"CUDA_VISIBLE_DEVICES": "-1"}
 EPOCHS = 5
 # Small, but with every kind of state: momentum, alphas, generators, a schedule.
 SETTINGS = (
@@ -44,47 +51,32 @@ ROWS = ("clean", "FGSM", "PGD-2", "PGD-2 EOT-2")
 COLUMNS = ("with PNI", "without PNI", "with PNI, best epoch", "no defence")
 
 
-def start(name, *argv, folder, TF_CONFIG="", **options):
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1"}
-    environment.pop("TF_CONFIG", None)
-    if TF_CONFIG:
-        environment["TF_CONFIG"] = TF_CONFIG
-    environment.pop("PYTHONPATH", None)  # the scripts find the package themselves
-    environment.pop("TF_CPP_MIN_LOG_LEVEL", None)
-    return subprocess.Popen(
-        [sys.executable, BIN / name, *map(str, argv)],
-        cwd=folder,
-        env=environment,
-        text=True,
-        stdout=subprocess.PIPE,
-        **options,
-    )
+def start(name, *argv, folder, **environment):
+    environment = ENVIRONMENT | environment
+    return Command(BIN / name, *argv, folder=folder, environment=environment)
 
 
 def run(name, *argv, folder):
     """Runs a command to its end; returns status, standard output and error."""
-    process = start(name, *argv, folder=folder, stderr=subprocess.PIPE)
+    process = start(name, *argv, folder=folder)
     out, err = process.communicate(timeout=300)
     return process.returncode, out, err
 
 
 def interrupt(number, *argv, folder, after, name="train"):
     """Sends a signal when a line of the output has matched; returns as `run` does."""
-    with (folder / f"{name} {number}.txt").open("w+") as err:
-        process = start(name, *argv, folder=folder, stderr=err)
-        guard = threading.Timer(300, process.kill)
-        guard.start()
-        lines = []
-        for line in process.stdout:
-            lines.append(line)
-            if re.match(after, line):
-                process.send_signal(number)
-                break
-        lines.append(process.stdout.read())
-        process.wait()
-        guard.cancel()
-        err.seek(0)
-        return process.returncode, "".join(lines), err.read()
+    process = start(name, *argv, folder=folder)
+    guard = threading.Timer(300, process.kill)
+    guard.start()
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if re.match(after, line):
+            process.send_signal(number)
+            break
+    out, err = process.communicate()
+    guard.cancel()
+    return process.returncode, "".join(lines) + out, err
 
 
 def times(folder):
@@ -94,7 +86,15 @@ def times(folder):
 def full(folder):
     """An uninterrupted run, and the same command once more."""
     argv = (*WHOLE, *TABLE, "--run_dir=full")
-    found = {"first": run("train", *argv, folder=folder)}
+    # This one imports TensorFlow itself, of which nothing must be seen.
+    first = subprocess.run(
+        [sys.executable, BIN / "train", *argv],
+        cwd=folder,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+    )
+    found = {"first": (first.returncode, first.stdout, first.stderr)}
     before = times(folder / "full")
     found["again"] = run("train", *argv, folder=folder)
     found["unchanged"] = times(folder / "full") == before
@@ -145,10 +145,7 @@ def workers(folder):
             task = {"type": "worker", "index": index}
             config = json.dumps({"cluster": cluster, "task": task})
             extra = ("--strategy=multi_worker", *argv)
-            with (folder / f"worker {index}.txt").open("w") as err:
-                processes.append(
-                    start("train", *extra, folder=folder, stderr=err, TF_CONFIG=config)
-                )
+            processes.append(start("train", *extra, folder=folder, TF_CONFIG=config))
         guard = threading.Timer(300, lambda all=processes: [p.kill() for p in all])
         guard.start()
         lines = []
@@ -157,13 +154,12 @@ def workers(folder):
             if number is not None and re.match(rf"Epoch [2-{EPOCHS}]", line):
                 processes[1].send_signal(number)
                 break
-        outputs = ["".join(lines) + processes[0].stdout.read()]
-        outputs.append(processes[1].stdout.read())
-        found[number.name if number else "last"] = [
-            (p.wait(), out, (folder / f"worker {i}.txt").read_text())
-            for i, (p, out) in enumerate(zip(processes, outputs, strict=True))
-        ]
+        ended = [(*p.communicate(), p.returncode) for p in processes]
         guard.cancel()
+        found[number.name if number else "last"] = [
+            (status, "".join(lines if i == 0 else ()) + out, err)
+            for i, (out, err, status) in enumerate(ended)
+        ]
     return found
 
 
@@ -212,8 +208,6 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def jobs(folder):
     """All processes, two at a time, in the order in which the tests ask for them."""
-    # What a parent process ignores its children ignore too.
-    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         found = {"full": pool.submit(full, folder)}
         for job in (interrupted, diverging, workers):
@@ -228,7 +222,6 @@ def jobs(folder):
         yield found
         for job in found.values():
             job.cancel()
-    signal.signal(signal.SIGINT, handler)
 
 
 def read_csv(path):

@@ -5,12 +5,12 @@ import os
 import resource
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
+from forked_commands import Command
 from replica_training import examples, network
 
 from pni_tf import export_saved_model, files, load_target
@@ -75,19 +75,12 @@ class TestReplacing:
 
 def train(run_dir, limit=None, wait=None):
     """Runs `bin/train`, with a limit on the size of files, or an act after a line."""
-
-    def prepare():
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-
-    process = subprocess.Popen(
-        [sys.executable, BIN / "train", *FLAGS, f"--run_dir={run_dir}"],
-        env={**os.environ, "CUDA_VISIBLE_DEVICES": "-1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=prepare if limit else None,
+    argv = (*FLAGS, f"--run_dir={run_dir}")
+    process = Command(
+        *(BIN / "train", *argv), folder=run_dir.parent, environment=os.environ
     )
+    if limit:
+        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (limit, limit))
     for line in process.stdout:
         if wait is not None and line.startswith("Epoch 2"):
             wait()

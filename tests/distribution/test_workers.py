@@ -2,14 +2,13 @@
 
 import os
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from forked_commands import Command
 from free_ports import addresses
 from replica_training import EPOCHS, ROWS, examples, network, train
 
@@ -19,11 +18,6 @@ from pni_tf.distribution.workers import Workers, connect
 from pni_tf.training.replicas import average_over_replicas, share_of_batch
 
 TESTS = Path(__file__).parents[1] / "support"
-ENVIRONMENT = {
-    **os.environ,
-    "CUDA_VISIBLE_DEVICES": "-1",
-    "PYTHONPATH": os.pathsep.join([str(TESTS.parents[1]), str(TESTS)]),
-}
 
 
 @pytest.fixture(scope="module")
@@ -38,19 +32,15 @@ def one_device():
     }
 
 
+def command(*argv):
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1"}
+    return Command(*argv, folder=TESTS, environment=environment)
+
+
 def start_workers(folder):
     hosts = ",".join(addresses(2))
     return [
-        subprocess.Popen(
-            [
-                *(sys.executable, TESTS / "two_workers.py"),
-                *(str(index), hosts, folder / f"{index}.pickle"),
-            ],
-            env=ENVIRONMENT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        command(TESTS / "two_workers.py", index, hosts, folder / f"{index}.pickle")
         for index in range(2)
     ]
 
@@ -64,7 +54,7 @@ def workers_folder(tmp_path_factory):
 def two_processes(workers_folder):
     """What two real workers have found."""
     processes = start_workers(workers_folder)
-    logs = [process.communicate(timeout=200)[0] for process in processes]
+    logs = ["".join(process.communicate(timeout=200)) for process in processes]
     assert [p.returncode for p in processes] == [0, 0], "\n".join(logs)
     return [
         pickle.loads((workers_folder / f"{i}.pickle").read_bytes()) for i in range(2)
@@ -230,16 +220,13 @@ trainer.fit(images, labels, batch_size=8, shuffle=False, verbose=0)
 """
 
 
-def test_a_replica_without_images_is_an_error():
+def test_a_replica_without_images_is_an_error(tmp_path):
     """Its mean loss would be 0 / 0. In a process, because it ends the strategy."""
-    process = subprocess.run(
-        [sys.executable, "-c", NO_IMAGES],
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-    )
+    (tmp_path / "script.py").write_text(NO_IMAGES)
+    process = command(tmp_path / "script.py")
+    _, err = process.communicate(timeout=200)
     assert process.returncode == 1
-    assert "A replica got no image, because the last batch" in process.stderr
+    assert "A replica got no image, because the last batch" in err
 
 
 def test_states_of_replicas_become_their_mean(two_devices):
@@ -277,7 +264,7 @@ def test_a_missing_worker_is_named_in_time():
         connect("multi_worker", cluster=Cluster(hosts, 0), timeout=1)
 
 
-def test_a_worker_that_dies_while_they_connect_is_named_in_time():
+def test_a_worker_that_dies_while_they_connect_is_named_in_time(tmp_path):
     """It has met the chief, and never starts TensorFlow."""
     hosts = addresses(2)
     code = (
@@ -285,19 +272,15 @@ def test_a_worker_that_dies_while_they_connect_is_named_in_time():
         "from pni_tf.distribution.workers import connect; "
         f"connect('multi_worker', cluster=Cluster({hosts}, 0), timeout=4)"
     )
-    with subprocess.Popen(
-        [sys.executable, "-c", code],
-        env=ENVIRONMENT,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as chief:
-        while True:  # until the chief listens
-            try:
-                rendezvous(Cluster(hosts, 1), agree_on="", timeout=1)
-                break
-            except WorkerLost:
-                assert chief.poll() is None
-        _, err = chief.communicate(timeout=120)
+    (tmp_path / "script.py").write_text(code)
+    chief = command(tmp_path / "script.py")
+    while True:  # until the chief listens
+        try:
+            rendezvous(Cluster(hosts, 1), agree_on="", timeout=1)
+            break
+        except WorkerLost:
+            assert chief.returncode is None
+    _, err = chief.communicate(timeout=120)
     assert chief.returncode == 75
     assert f"worker 0 has no connection to all of {', '.join(hosts)}" in err
 
