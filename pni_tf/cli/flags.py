@@ -114,14 +114,15 @@ def flagfile(run) -> str:
     lines = []
     for group in groups_of(run):
         lines.append(f"# {group.heading}")
-        lines += filter(None, _lines(group).values())
-    return "\n".join(lines) + "\n"
+        for field in dataclasses.fields(group):
+            lines.append(_line(field, getattr(group, field.name)))
+    return "\n".join(filter(None, lines)) + "\n"
 
 
 def deciding(run) -> str:
     """Returns those lines of `flagfile` that decide what a run computes."""
-    free, lines = _free(run), _all_lines(run)
-    return "\n".join(line for name, line in lines.items() if line and name not in free)
+    lines = [_line(f, value) for f, value in _fields(run) if not f.metadata["free"]]
+    return "\n".join(filter(None, lines))
 
 
 def differences(earlier: str, run) -> list[str]:
@@ -129,29 +130,24 @@ def differences(earlier: str, run) -> list[str]:
 
     Where things lie, and on what they are computed, may differ.
     """
-    current, free = _all_lines(run), _free(run)
-    defaults = {
-        field.name: field.default
-        for group in groups_of(run)
-        for field in dataclasses.fields(group)
-        if getattr(group, field.name) == field.default
-    }
+    settings = {field.name: (field, value) for field, value in _fields(run)}
+    free = {name for name, (field, _) in settings.items() if field.metadata["free"]}
     found = {
-        _name(line, current): line
+        _name(line, settings): line
         for line in earlier.splitlines()
         if line.startswith("--")
     }
-    names = [
-        name
-        for name in {**found, **current}
+    current = {
+        name: _line(field, value)
+        for name, (field, value) in settings.items()
         # A setting that did not exist then had its default.
-        if name not in free and (name in found or name not in defaults)
-    ]
+        if name in found or value != field.default
+    }
     return [
         f"{found.get(name, f'no --{name}')} in the run directory, "
         f"{current.get(name) or f'no --{name}'} now"
-        for name in names
-        if found.get(name) != current.get(name)
+        for name in {**found, **current}
+        if found.get(name) != current.get(name) and name not in free
     ]
 
 
@@ -175,31 +171,20 @@ def values_in(path: Path) -> dict[str, str]:
     return dict(line.removeprefix("--").split("=", 1) for line in lines)
 
 
-def _lines(group):
-    """Returns the line of each setting by its name; None for one that is absent."""
-    lines = {}
-    for field in dataclasses.fields(group):
-        value = getattr(group, field.name)
-        if isinstance(value, bool):
-            lines[field.name] = f"--{'' if value else 'no'}{field.name}"
-        elif value is None:
-            lines[field.name] = None
-        else:
-            lines[field.name] = f"--{field.name}={_Serializer().serialize(value)}"
-    return lines
+def _fields(run):
+    """Yields the field and the value of each setting."""
+    for group in groups_of(run):
+        for field in dataclasses.fields(group):
+            yield field, getattr(group, field.name)
 
 
-def _all_lines(run):
-    return {k: line for group in groups_of(run) for k, line in _lines(group).items()}
-
-
-def _free(run):
-    return {
-        field.name
-        for group in groups_of(run)
-        for field in dataclasses.fields(group)
-        if field.metadata["free"]
-    }
+def _line(field, value):
+    """Returns the line of a setting; None for one that is absent."""
+    if isinstance(value, bool):
+        return f"--{'' if value else 'no'}{field.name}"
+    if value is None:
+        return None
+    return f"--{field.name}={_Serializer().serialize(value)}"
 
 
 def _name(line, known):

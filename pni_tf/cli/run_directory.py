@@ -36,12 +36,14 @@ class RunDirectory:
         self.workers = self.path / "workers"
         # Written last.
         self.finished = self.path / "finished"
-        self._lock = contextlib.ExitStack()
 
+    @contextlib.contextmanager
     def open(
-        self, settings: TrainingRun, *, write: bool = True, several: bool = False
-    ) -> None:
+        self, settings: TrainingRun, *, write: bool, several: bool
+    ) -> Iterator[None]:
         """Creates the folder, or checks that it belongs to the same command.
+
+        Keeps other processes from writing it meanwhile.
 
         Args:
             settings: Those of the command.
@@ -70,19 +72,17 @@ class RunDirectory:
                 "(it lacks flags.cfg). Use another folder"
             )
         if self.finished.exists() or not write:
-            return  # Everything stays as it is.
+            yield  # Everything stays as it is.
+            return
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             if several:
                 self.workers.mkdir(exist_ok=True)
         except OSError as error:
             raise OSError(f"cannot write to --run_dir={self.path}: {error}") from error
-        self._lock.enter_context(files.lock(self.path, f"--run_dir={self.path}"))
-        files.write_text(self.flags, flags.flagfile(settings))
-
-    def close(self) -> None:
-        """Lets other processes write the folder; a process that dies does so too."""
-        self._lock.close()
+        with files.lock(self.path, f"--run_dir={self.path}"):
+            files.write_text(self.flags, flags.flagfile(settings))
+            yield
 
     @contextlib.contextmanager
     def log_of(self, worker: int) -> Iterator[None]:

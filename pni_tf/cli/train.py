@@ -29,10 +29,9 @@ def main(settings: TrainingRun) -> None:
         settings = dataclasses.replace(settings, storage=storage)
     several = settings.devices.strategy == "multi_worker"
     cluster = find_cluster() if several else None
-    with contextlib.closing(RunDirectory(settings.storage.run_dir)) as directory:
-        directory.open(
-            settings, write=cluster is None or cluster.is_chief, several=several
-        )
+    directory = RunDirectory(settings.storage.run_dir)
+    write = cluster is None or cluster.is_chief
+    with directory.open(settings, write=write, several=several):
         _run(settings, directory, cluster)
 
 

@@ -8,12 +8,12 @@ from pni_tf import files, plots
 from pni_tf.cli.run_directory import RunDirectory
 from pni_tf.data import Dataset
 from pni_tf.distribution.workers import Workers
-from pni_tf.evaluation import Column, Result, ResultStore, report, standard_scenarios
-from pni_tf.evaluation.robustness import evaluate_columns
+from pni_tf.evaluation import Column, ResultStore, report, standard_scenarios
+from pni_tf.evaluation.robustness import evaluate_robustness, progress_bar
 from pni_tf.export import export_saved_model
 from pni_tf.files import slug
 from pni_tf.settings.training import FinalEvaluation, Recipe
-from pni_tf.targets import Target, load_model, load_target
+from pni_tf.targets import load_model, load_target
 from pni_tf.training.assembly import training_attack
 from pni_tf.training.callbacks import HistoryFile
 
@@ -36,7 +36,7 @@ def finish(
         targets = _targets(
             recipe, final.eval_ensemble, directory, undefended, workers.devices
         )
-        columns = evaluate(recipe, final, directory, targets, dataset, workers)
+        columns = _evaluate(recipe, final, directory, targets, dataset, workers)
     if workers.is_chief:
         figures = {}
         if recipe.network.noise == "pni" and recipe.network.has_noise:
@@ -45,23 +45,14 @@ def finish(
         if final.evaluate:
             target = next(iter(targets.values()))
             figures["adversarial_examples"] = _pictures(recipe, target, dataset)
-            table = _write(recipe, dataset.info.name, directory, columns, figures)
+            _write(recipe, dataset.info.name, directory, columns, figures)
             shutil.rmtree(directory.batches, ignore_errors=True)
-            print("\n" + report.format_table(table))
-            print("\n" + report.describe(table))
         directory.finished.touch()
         print("\n" + _inventory(directory))
     workers.barrier()
 
 
-def evaluate(
-    recipe: Recipe,
-    final: FinalEvaluation,
-    directory: RunDirectory,
-    targets: dict[Column, Target],
-    dataset: Dataset,
-    workers: Workers,
-) -> dict[Column, list[Result]]:
+def _evaluate(recipe, final, directory, targets, dataset, workers):
     """Returns the standard table of some targets on the test images."""
     attack = recipe.adversarial
     scenarios = standard_scenarios(
@@ -70,44 +61,45 @@ def evaluate(
         expectation=final.eval_expectation,
         step_size_of={attack.attack_steps: attack.attack_step_size},
     )
-    count = final.eval_examples
     models = [
         directory.model,
         directory.best_model,
         directory.undefended / "model.keras",
     ]
     identity = [files.file_digest(path) for path in models if path.exists()]
-    return evaluate_columns(
-        targets,
-        dataset.test.images_float()[:count],
-        dataset.test.labels[:count],
-        scenarios,
-        draws=final.eval_draws,
-        store=lambda name: ResultStore(directory.batches / slug(name), identity),
-        seed=recipe.computation.seed,
-        workers=workers,
-    )
+    images, labels = dataset.test.images_float(), dataset.test.labels
+    return {
+        column: evaluate_robustness(
+            target,
+            images[: final.eval_examples],
+            labels[: final.eval_examples],
+            scenarios,
+            draws=final.eval_draws,
+            seed=recipe.computation.seed,
+            store=ResultStore(directory.batches / slug(column.name), identity),
+            progress=progress_bar(column.name),
+            workers=workers,
+        )
+        for column, target in targets.items()
+    }
 
 
 def _targets(recipe, ensemble, directory, undefended, devices):
     target = load_target(directory.model, devices=devices)
-    is_adversarial = recipe.adversarial.adversarial
-    kind = "adversarial training" if is_adversarial else "no defence"
-    with_noise = f"with {recipe.network.noise_name}"
-    targets = {Column(kind="model", label=kind): target}
-    if target.noise_free is not None:
-        without = Column(kind="noise_off", label=f"without {recipe.network.noise_name}")
-        targets = {
-            Column(kind="noise_on", label=with_noise): target,
-            without: target.noise_free,
-        }
+    noise, targets = recipe.network.noise_name, {}
+    if target.noise_free is None:
+        adversarial = recipe.adversarial.adversarial
+        name = "adversarial training" if adversarial else "no defence"
+        targets[Column(kind="model", label=name)] = target
+    else:
+        name = f"with {noise}"
+        targets[Column(kind="noise_on", label=name)] = target
+        targets[Column(kind="noise_off", label=f"without {noise}")] = target.noise_free
     if ensemble > 1:
-        name = f"{with_noise}, mean of {ensemble}"
-        mean = Column(kind="mean", draws=ensemble, label=name)
+        mean = Column(kind="mean", draws=ensemble, label=f"{name}, mean of {ensemble}")
         targets[mean] = target.ensemble(ensemble)
     if directory.best_model.exists():
         best = load_target(directory.best_model, devices=devices)
-        name = with_noise if best.noise_free is not None else kind
         targets[Column(kind="best_epoch", label=f"{name}, best epoch")] = best
     if undefended is not None:
         plain = load_target(undefended.model, devices=devices)
@@ -147,6 +139,7 @@ def _alphas(directory):
 
 
 def _write(recipe, dataset, directory, columns, figures):
+    """Writes the report of the run, and prints its table."""
     model = recipe.network.model
     evaluation = report.Evaluation(
         model=model,
@@ -163,7 +156,8 @@ def _write(recipe, dataset, directory, columns, figures):
         "[flags.cfg](flags.cfg).",
         figures=figures,
     )
-    return evaluation.table
+    print("\n" + report.format_table(evaluation.table))
+    print("\n" + report.describe(evaluation.table))
 
 
 def _inventory(directory):

@@ -14,16 +14,11 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from pni_tf import files
-from pni_tf.attacks import (
-    CarliniWagnerL2,
-    ExpectationOverNoise,
-    Outcome,
-    probe_gradient,
-)
+from pni_tf.attacks import CarliniWagnerL2, ExpectationOverNoise, probe_gradient
 from pni_tf.attacks.base import fold_in
 from pni_tf.checks import check_number, validate_images, validate_labels
 from pni_tf.distribution.workers import Workers
-from pni_tf.evaluation.record import RULE, Column
+from pni_tf.evaluation.record import RULE
 from pni_tf.evaluation.results import Result, Scenario
 from pni_tf.evaluation.store import ResultStore, examples_digest
 from pni_tf.targets import Target
@@ -102,8 +97,7 @@ def evaluate_robustness(
     )
     probe = None
     if any(scenario.gradient_based for scenario in scenarios):
-        batch = slice(batch_size)
-        probe = probe_gradient(target.logits, images[batch], labels[batch])
+        probe = probe_gradient(target.logits, images[:batch_size], labels[:batch_size])
     results = []
     for scenario in scenarios:
         if target.probabilities and isinstance(scenario.attack, CarliniWagnerL2):
@@ -122,24 +116,21 @@ def evaluate_robustness(
             "target": target.name,
             "stochastic": target.stochastic,
             "labels": labels,
-            "seed": engine.settings["seed"],
+            "seed": int(seed),
             "warnings": tuple(dict.fromkeys(warnings)),
             "ensemble": target.draws,
         }
-        twin = next((r for r in results if _same_attack(r.scenario, scenario)), None)
-        if twin is not None and not target.stochastic:
+        what = scenario.attack, scenario.towards
+        same = [r for r in results if (r.scenario.attack, r.scenario.towards) == what]
+        if same and not target.stochastic:
             # Without noise there is nothing that an expectation would change.
-            results.append(dataclasses.replace(twin, **fields))
+            results.append(dataclasses.replace(same[0], **fields))
             continue
         arrays = engine.arrays(scenario, progress or (lambda batches, name: batches))
         if store is not None:
             arrays.pop("images", None)
         results.append(Result(**fields, **arrays))
     return results
-
-
-def _same_attack(a, b):
-    return (a.attack, a.towards) == (b.attack, b.towards)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -173,22 +164,32 @@ class _Engine:
         if workers.gather([arrays is not None]).all():
             return {name: value for name, value in arrays.items() if name != "labels"}
 
-        def batch(start, copy, attack_and_score):
-            """Returns the arrays of a batch; `copy` of the target computes them."""
+        copies, idle = [self.target], queue.SimpleQueue()
+        if getattr(scenario.attack, "source", None) is None:  # There is but one source.
+            copies += self.target.replicas
+        for copy in copies:  # Each is traced once, and not if there is nothing to do.
+            idle.put((copy, functools.cache(lambda c=copy: _compiled(c, scenario))))
+
+        def batch(start):
             part = store.read_batch(scenario.name, start, stamp) if store else None
             if part is None:
-                part = self._computed(scenario, row, start, copy, attack_and_score)
+                copy, attack_and_score = idle.get()
+                try:
+                    with tf.device(copy.device):
+                        part = self._computed(
+                            scenario, row, start, copy, attack_and_score
+                        )
+                finally:
+                    idle.put((copy, attack_and_score))
                 if store:
                     store.write_batch(scenario.name, start, stamp, part)
             return part
 
         starts = range(0, len(self.images), self.settings["batch_size"])
         own = starts[workers.index :: workers.count]
-        copies = [self.target]
-        if getattr(scenario.attack, "source", None) is None:  # There is but one source.
-            copies += self.target.replicas
-        with _shared_out(batch, own, copies, scenario) as result_of:
-            parts = [result_of(start) for start in progress(own, scenario.name)]
+        with _map_over(len(copies)) as map_over:
+            shown = zip(progress(own, scenario.name), map_over(batch, own), strict=True)
+            parts = [part for _, part in shown]
         if workers.count > 1:
             workers.barrier()
             parts = [store.read_batch(scenario.name, start, stamp) for start in starts]
@@ -230,36 +231,14 @@ class _Engine:
 
 
 @contextlib.contextmanager
-def _shared_out(attack, starts, copies, scenario):
-    """Yields a function from the start of a batch to its result.
-
-    One copy of the target computes when it is asked; several compute ahead, each in a
-    thread of its own.
-    """
-
-    def traced_once(copy):
-        """Traces no graph if there is nothing to do."""
-        return functools.cache(lambda: _compiled(copy, scenario))
-
-    idle = queue.SimpleQueue()
-    for copy in copies:
-        idle.put((copy, traced_once(copy)))
-
-    def work(start):
-        copy, attack_and_score = idle.get()
-        try:
-            with tf.device(copy.device):
-                return attack(start, copy, attack_and_score)
-        finally:
-            idle.put((copy, attack_and_score))
-
-    if len(copies) == 1:
-        yield work
+def _map_over(copies):
+    """Yields `map`; for several copies one that computes ahead, with a thread each."""
+    if copies == 1:
+        yield map
         return
-    pool = concurrent.futures.ThreadPoolExecutor(len(copies))
+    pool = concurrent.futures.ThreadPoolExecutor(copies)
     try:
-        futures = {start: pool.submit(work, start) for start in starts}
-        yield lambda start: futures[start].result()
+        yield pool.map
     finally:
         # After an interruption, the batches that are waiting are dropped.
         pool.shutdown(cancel_futures=True)
@@ -309,7 +288,15 @@ def _compiled(target, scenario):
                 attacked, images, labels, towards=towards, seed=seed
             )
             adversarial = outcome.images
-            arrays = _describe(images, outcome)
+            change = tf.reshape(adversarial - images, [tf.shape(images)[0], -1])
+            arrays = {
+                "images": adversarial,
+                "claimed": outcome.found,
+                "l2": tf.norm(change, axis=1),
+                "linf": tf.reduce_max(tf.abs(change), axis=1),
+                "queries": outcome.queries,
+                "gradients": outcome.gradients,
+            }
             if towards is not None:
                 arrays["towards"] = towards
 
@@ -330,18 +317,6 @@ def _compiled(target, scenario):
     return attack_and_score.get_concrete_function()
 
 
-def _describe(images, outcome: Outcome):
-    change = tf.reshape(outcome.images - images, [tf.shape(images)[0], -1])
-    return {
-        "images": outcome.images,
-        "claimed": outcome.found,
-        "l2": tf.norm(change, axis=1),
-        "linf": tf.reduce_max(tf.abs(change), axis=1),
-        "queries": outcome.queries,
-        "gradients": outcome.gradients,
-    }
-
-
 def _classes(towards, logits_fn, classes, images, labels, seed):
     """Returns the class that a targeted attack aims at for each image, or None."""
     if towards is None:
@@ -355,41 +330,6 @@ def _classes(towards, logits_fn, classes, images, labels, seed):
         return (labels + shift) % classes
     own = tf.one_hot(labels, classes, on_value=1e9, off_value=0.0)
     return tf.argmin(logits_fn(images) + own, -1)
-
-
-def evaluate_columns(
-    targets: dict[Column, Target],
-    images,
-    labels,
-    scenarios: list[Scenario],
-    *,
-    store: Callable[[str], ResultStore],
-    **options,
-) -> dict[Column, list[Result]]:
-    """Returns the results of the same scenarios on several targets.
-
-    Shows a progress bar where the output is a terminal.
-
-    Args:
-        targets: The targets by their column.
-        images: Float32 `[N, H, W, C]` in `[0, 1]`.
-        labels: Integers `[N]`.
-        scenarios: What to evaluate.
-        store: The store of a column, by its name.
-        **options: Passed on to `evaluate_robustness`.
-    """
-    return {
-        column: evaluate_robustness(
-            target,
-            images,
-            labels,
-            scenarios,
-            store=store(column.name),
-            progress=progress_bar(column.name),
-            **options,
-        )
-        for column, target in targets.items()
-    }
 
 
 def progress_bar(name: str):
