@@ -1,9 +1,8 @@
 """Is the robustness real? The symptoms of masked gradients and of lucky randomness."""
 
 import dataclasses
+import functools
 import math
-
-import numpy as np
 
 from pni_tf.attacks import Transfer, make_attack
 from pni_tf.evaluation.checklist_items import LEAST_DRAWS, Evidence, Item, judge
@@ -112,130 +111,91 @@ def run_checklist(
             "The twin is the deterministic network, trained without noise. "
             f"Received: {twin.name!r}, which is random"
         )
-    run = _Run(
-        target, images, labels, epsilon, expectation, {**options, "draws": draws}
-    )
-    pgd = run.attack("pgd", steps=steps)
-    results = run.attacks(pgd, many_steps, queries)
+    options |= {"images": images, "labels": labels, "draws": draws}
+    pgd = make_attack("pgd", epsilon=epsilon, steps=steps)
+    attacks = _attacks(target, pgd, many_steps, queries)
+    scenarios = {"clean": Scenario(name="clean")}
+    for key, attack in attacks.items():
+        scenarios[key] = scenario_of(attack, target, expectation, name=key)
+    found = evaluate_robustness(target, scenarios=[*scenarios.values()], **options)
+    results = dict(zip(scenarios, found, strict=True))
     curves, apart = {}, {}  # What lies apart has no part in the headline.
     if target.has_gradient:
+        curve = functools.partial(
+            evaluate_curve,
+            target=target,
+            attack=pgd,
+            expectation=expectation,
+            **options,
+        )
         # The point at the attack's own epsilon, or number of draws, is the row "pgd".
-        shares = [*(epsilon * share for share in _SHARES), 1.0]
-        curve = run.curve("epsilon", pgd, shares)
-        curves["epsilon"] = {epsilon: results["pgd"], **curve}
+        shares = [*(epsilon * share for share in (0.25, 0.5, 2, 4)), 1.0]
+        points = curve("epsilon", values=shares)
+        curves["epsilon"] = {epsilon: results["pgd"], **points}
         if target.stochastic:
             known = [k for k in (1, 2, 5, 10, 20) if k < expectation]
-            curve = run.curve("draws", pgd, [*known, math.ceil(2.5 * expectation)])
-            curves["draws"] = {expectation: results["pgd"], **curve}
+            points = curve("draws", values=[*known, math.ceil(2.5 * expectation)])
+            curves["draws"] = {expectation: results["pgd"], **points}
             if target.reseed is not None:
-                apart["frozen"] = run.frozen(pgd)
-    apart |= run.others({"noise off": target.noise_free, "twin": twin}, many_steps)
+                frozen = target.frozen(options.get("seed", 0))
+                scenario = scenario_of(pgd, frozen, name="PGD on one frozen draw")
+                (apart["frozen"],) = evaluate_robustness(
+                    frozen, scenarios=[scenario], **options
+                )
+    for name, other in {"noise off": target.noise_free, "twin": twin}.items():
+        if other is not None:
+            # No stronger than those on the target: a comparison must not favour it.
+            scenarios = [
+                scenario_of(attack, other, name=f"{key} on {name}")
+                for key, attack in _ascents(other, epsilon, many_steps).items()
+            ]
+            found = evaluate_robustness(other, scenarios=scenarios, **options)
+            apart[name] = union(found, name=name)
     own = [*results.values(), *(r for c in curves.values() for r in c.values())]
+    within = [r for r in own if (r.scenario.ball or ("linf", 0))[1] <= epsilon]
     evidence = Evidence(
         results={**results, **apart},
         curves=curves,
-        headline=union([r for r in own if _within(r.scenario.ball, epsilon)]),
+        headline=union(within),
         draws=draws,
     )
     return Checklist(items=judge(evidence), evidence=evidence)
 
 
-def _within(ball, epsilon):
-    return ball is None or ball[1] <= epsilon
+def _ascents(target, epsilon, steps):
+    """Returns the long attacks by gradients on a target."""
+    names = {"long": "pgd", "apgd-ce": "apgd-ce", "apgd-dlr": "apgd-dlr"}
+    if target.num_classes < 3:
+        del names["apgd-dlr"]
+    return {
+        key: make_attack(name, epsilon=epsilon, steps=steps)
+        for key, name in names.items()
+    }
 
 
-_SHARES = (0.25, 0.5, 2, 4)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Run:
-    """Evaluations of one target that share their images and options."""
-
-    target: Target
-    images: np.ndarray
-    labels: np.ndarray
-    epsilon: float
-    expectation: int
-    options: dict
-
-    def attack(self, name, **settings):
-        return make_attack(name, epsilon=self.epsilon, **settings)
-
-    def ascents(self, target, steps):
-        """Returns the long attacks by gradients on a target."""
-        names = ["apgd-ce", "apgd-dlr"] if target.num_classes >= 3 else ["apgd-ce"]
-        found = {"long": self.attack("pgd", steps=steps)}
-        return found | {name: self.attack(name, steps=steps) for name in names}
-
-    def attacks(self, pgd, many_steps, queries):
-        """Returns the results that need neither a curve nor another target."""
-        target, stochastic = self.target, self.target.stochastic
-        ascents, attacks = self.ascents(target, many_steps), {}
-        if target.has_gradient:
-            attacks = {
-                "pgd": pgd,
-                "fgsm": self.attack("fgsm"),
-                "long": ascents["long"],
-                "restarts": dataclasses.replace(pgd, restarts=5),
-                **ascents,
-            }
-        attacks["random"] = self.attack(
-            "random", samples=queries, stochastic=stochastic
-        )
-        if not target.labels_only:
-            attacks["square"] = self.attack(
-                "square", queries=queries, stochastic=stochastic
-            )
-        if target.noise_free is not None:
-            attacks["transfer"] = Transfer(
-                attack=ascents["long"],
-                source=target.noise_free,
-                source_name="noise-free twin",
-            )
-        scenarios = {"clean": Scenario(name="clean")}
-        scenarios |= {
-            key: scenario_of(attack, target, self.expectation, name=key)
-            for key, attack in attacks.items()
+def _attacks(target, pgd, many_steps, queries):
+    """Returns the attacks whose results need neither a curve nor another target."""
+    epsilon, stochastic = pgd.epsilon, target.stochastic
+    ascents, attacks = _ascents(target, epsilon, many_steps), {}
+    if target.has_gradient:
+        attacks = {
+            "pgd": pgd,
+            "fgsm": make_attack("fgsm", epsilon=epsilon),
+            "long": ascents["long"],
+            "restarts": dataclasses.replace(pgd, restarts=5),
+            **ascents,
         }
-        found = self._evaluate(target, list(scenarios.values()))
-        return dict(zip(scenarios, found, strict=True))
-
-    def curve(self, kind, attack, values):
-        """Returns the points of a curve."""
-        return evaluate_curve(
-            kind,
-            self.target,
-            self.images,
-            self.labels,
-            attack=attack,
-            expectation=self.expectation,
-            values=tuple(values),
-            **self.options,
+    attacks["random"] = make_attack(
+        "random", epsilon=epsilon, samples=queries, stochastic=stochastic
+    )
+    if not target.labels_only:
+        attacks["square"] = make_attack(
+            "square", epsilon=epsilon, queries=queries, stochastic=stochastic
         )
-
-    def frozen(self, attack):
-        """Returns the result of attacking and scoring one draw of the noise."""
-        frozen = self.target.frozen(self.options.get("seed", 0))
-        scenario = scenario_of(attack, frozen, name="PGD on one frozen draw")
-        return self._evaluate(frozen, [scenario])[0]
-
-    def others(self, targets, steps):
-        """Returns the worst case of attacks on other targets.
-
-        They are no stronger than those on the target itself, so that a comparison does
-        not favour it.
-        """
-        results = {}
-        for name, target in targets.items():
-            if target is not None:
-                scenarios = [
-                    scenario_of(attack, target, name=f"{key} on {name}")
-                    for key, attack in self.ascents(target, steps).items()
-                ]
-                results[name] = union(self._evaluate(target, scenarios), name=name)
-        return results
-
-    def _evaluate(self, target, scenarios):
-        return evaluate_robustness(
-            target, self.images, self.labels, scenarios, **self.options
+    if target.noise_free is not None:
+        attacks["transfer"] = Transfer(
+            attack=ascents["long"],
+            source=target.noise_free,
+            source_name="noise-free twin",
         )
+    return attacks

@@ -71,28 +71,26 @@ class Evidence:
         return dict(sorted(self.curves.get(kind, {}).items()))
 
 
-# Status, numbers and meaning.
-Verdict = tuple[str, dict[str, float], str]
-Rule = Callable[[Evidence], Verdict]
+# Returns status, numbers and meaning of an item.
+Rule = Callable[[Evidence], dict[str, object]]
 
 
 def judge(evidence: Evidence) -> list[Item]:
     """Returns the items that follow from results."""
-    items = []
-    for source, checks in _CHECKS.items():
-        for name, rule in checks.items():
-            status, numbers, meaning = rule(evidence)
-            item = {"status": status, "numbers": numbers, "meaning": meaning}
-            items.append(Item(name=name, source=source, **item))
-    return items
+    return [
+        Item(name=name, source=source, **rule(evidence))
+        for source, checks in _CHECKS.items()
+        for name, rule in checks.items()
+    ]
 
 
-def _verdict(good, numbers, if_good, if_bad) -> Verdict:
-    return PASS if good else FAIL, numbers, if_good if good else if_bad
+def _verdict(good, numbers, if_good, if_bad):
+    status, meaning = (PASS, if_good) if good else (FAIL, if_bad)
+    return {"status": status, "numbers": numbers, "meaning": meaning}
 
 
-def _not_run(reason) -> Verdict:
-    return NOT_RUN, {}, reason
+def _not_run(reason):
+    return {"status": NOT_RUN, "numbers": {}, "meaning": reason}
 
 
 def _lower(a: Result, b: Result) -> bool:

@@ -125,22 +125,15 @@ class SavedEvaluation:
     pictures: list[dict]
 
 
-def write_json(path: str | os.PathLike, evaluation, warnings: list[str]) -> None:
-    """Writes an evaluation.json, whole or not at all.
-
-    Args:
-        path: The file.
-        evaluation: A `report.Evaluation`.
-        warnings: The warnings of all its results, in lines.
-    """
-    found = evaluation
+def write_json(path: str | os.PathLike, found) -> None:
+    """Writes a `report.Evaluation` as evaluation.json, whole or not at all."""
     content = {
         "model": found.model,
         "dataset": found.dataset,
         "epsilon": found.epsilon,
         "training_seed": found.training_seed,
         "data": found.data,
-        "warnings": warnings,
+        "warnings": found.warnings.splitlines(),
         "substitutes": found.substitutes,
         "curves": {
             kind: {
@@ -290,12 +283,36 @@ def write_csv(path: str | os.PathLike, columns: dict[str, list]) -> None:
         path: The file; it is replaced in one step.
         columns: The results of each network by its name.
     """
+    _write_rows(
+        path,
+        _CSV_COLUMNS,
+        (
+            row
+            for network, results in columns.items()
+            for result in results
+            for row in _per_example(network, result)
+        ),
+    )
+
+
+def write_certificates(path: str | os.PathLike, certificates: list) -> None:
+    """Writes one line for each method and image: label, prediction and radius."""
+    _write_rows(
+        path,
+        ("method", "norm", "image", "label", "prediction", "radius"),
+        (
+            (c.method, c.norm, i, c.labels[i], c.predictions[i], f"{radius:.6g}")
+            for c in certificates
+            for i, radius in enumerate(c.radii)
+        ),
+    )
+
+
+def _write_rows(path, header, rows):
     with files.replacing(path) as scratch, scratch.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(_CSV_COLUMNS)
-        for network, results in columns.items():
-            for result in results:
-                writer.writerows(_per_example(network, result))
+        writer.writerow(header)
+        writer.writerows(rows)
 
 
 def _per_example(network, result) -> Iterable[list]:
