@@ -129,7 +129,7 @@ def import_tensorflow(cpu_devices: int = 1, *, start: bool = True) -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     # TensorFlow Datasets and others import it lazily, and log when they do.
     with quiet_stderr():
-        import keras
+        import keras  # noqa: F401
         import tensorflow as tf
 
         (cpu,) = tf.config.list_physical_devices("CPU")
@@ -139,7 +139,6 @@ def import_tensorflow(cpu_devices: int = 1, *, start: bool = True) -> None:
             )
         if start:
             tf.constant(0)
-        assert keras
 
 
 def _interrupt(number, frame):

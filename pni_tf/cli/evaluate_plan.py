@@ -21,33 +21,21 @@ from pni_tf.targets import Target, load_model, load_target
 _MOST_ZOO_IMAGES = 200
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True)
 class Planner:
-    """Makes the scenarios of a target from the settings of the command.
-
-    Args:
-        chosen: The attacks that are asked for.
-        specs: Those of `--attacks`.
-        sources: Targets to transfer from, by name.
-        digests: What identifies each source, by name.
-        substitutes: Trains and keeps substitutes.
-        count: Number of images that will be attacked.
-    """
+    """Makes the scenarios of a target from the settings of the command."""
 
     chosen: Attacks
-    specs: list[AttackSpec]
-    sources: dict[str, Target]
-    digests: dict[str, str]
+    specs: list[AttackSpec]  # Those of `--attacks`.
+    sources: dict[str, Target]  # To transfer from, by name.
+    digests: dict[str, str]  # Of the sources.
     substitutes: "Substitutes"
-    count: int
+    images: int  # Number of images that will be attacked.
 
     def scenarios(self, column, target, identity) -> list[Scenario]:
         """Returns what to do to a target, clean images first, under unique names.
 
-        Args:
-            column: The column of the target in the tables.
-            target: The target.
-            identity: A digest of the target, by which a substitute is found again.
+        By `identity`, a digest of the target, a substitute is found again.
 
         Raises:
             ValueError: If an attack of `--attacks` does not have a setting, or has
@@ -73,7 +61,7 @@ class Planner:
 
     def _suite(self, target, epsilon):
         if self.chosen.suite == "paper":
-            zoo = self.count <= _MOST_ZOO_IMAGES
+            zoo = self.images <= _MOST_ZOO_IMAGES
             if not zoo:
                 print(
                     "ZOO is left out: it takes about a million queries an image. With "
@@ -158,26 +146,16 @@ def _naming(spec):
         raise ValueError(f"--attacks: {spec}: {error}") from error
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True)
 class Substitutes:
-    """Trains the substitutes of targets, and finds those of an earlier evaluation.
-
-    Args:
-        output: Folder of the results.
-        seed: Seed of the training.
-        images: The images that will be attacked.
-        held_out: Images that the training starts from.
-        workers: Processes that share the work: the chief trains.
-
-    Attributes:
-        facts: What the training of each substitute took, by its column.
-    """
+    """Trains the substitutes of targets, and finds those of an earlier evaluation."""
 
     output: Path
     seed: int
-    images: np.ndarray
-    held_out: np.ndarray
+    images: np.ndarray  # Those that will be attacked.
+    held_out: np.ndarray  # Those that the training starts from.
     workers: Workers
+    # What the training of each took, by its column.
     facts: dict[str, dict] = dataclasses.field(default_factory=dict)
 
     def of(self, column, target, identity):

@@ -39,13 +39,8 @@ def evaluate(
 ) -> None:
     """Attacks a model, writes the results and prints the tables.
 
-    All workers share the attacks; the chief writes and prints.
-
-    Args:
-        model: A run directory, a `.keras` file or a SavedModel.
-        settings: All settings, with dataset, epsilons and output folder.
-        specs: The attacks of `--attacks`.
-        workers: Processes that share the work.
+    All workers share the attacks; the chief writes and prints. The settings must name
+    dataset, epsilons and output folder, and `specs` are the attacks of `--attacks`.
     """
     attacks, analyses, scoring = settings.attacks, settings.analyses, settings.scoring
     output = Path(scoring.output_dir)
@@ -55,20 +50,9 @@ def evaluate(
         held_out_count = attacks.substitute_images
     images, labels, held_out, class_names = _data(settings.data, held_out_count)
     sources = {path: load_target(path) for path in attacks.transfer_from or ()}
-    planner = Planner(
-        chosen=attacks,
-        specs=specs,
-        sources=sources,
-        digests={path: _digest(Path(path)) for path in sources},
-        substitutes=Substitutes(
-            output=output,
-            seed=scoring.seed,
-            images=images,
-            held_out=held_out,
-            workers=workers,
-        ),
-        count=len(images),
-    )
+    digests = {path: _digest(Path(path)) for path in sources}
+    substitutes = Substitutes(output, scoring.seed, images, held_out, workers)
+    planner = Planner(attacks, specs, sources, digests, substitutes, len(images))
     # All are made before the first is run, so that a bad setting shows at once.
     plans = {
         column: planner.scenarios(column, targets[column], identities[column])
@@ -82,7 +66,7 @@ def evaluate(
         run = _Run(settings, targets, identities, images, labels, class_names, workers)
         found = run.evaluation(str(model), plans)
         if workers.is_chief:
-            found.substitutes = planner.substitutes.facts
+            found.substitutes = substitutes.facts
             text = report.write(output, found, title=f"{model.name}, {found.dataset}")
             print(f"\n{text}\n\nThe results are in {output}")
         workers.barrier()
@@ -170,17 +154,17 @@ class _Run:
             "batch_size": scoring.batch_size,
             "seed": scoring.seed,
             "store": ResultStore(folder, identity),
-            "progress": _logged(progress_bar(column.name), column),
+            "progress": _logged(column),
             "workers": self.workers,
         }
 
 
-def _logged(progress, column):
-    """Adds a line for each finished row to a progress bar, for logs."""
+def _logged(column):
+    """Returns a progress bar that leaves a line for each finished row, for logs."""
 
     def run(batches, row):
         start = time.monotonic()
-        yield from progress(batches, row)
+        yield from progress_bar(column.name)(batches, row)
         seconds = time.monotonic() - start
         print(f"{column}: {row} ({seconds:.1f} s)", flush=True)
 

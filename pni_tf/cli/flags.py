@@ -21,11 +21,10 @@ from pni_tf.settings.base import (
     kind_of,
 )
 
-# In a checkout the configs lie beside the package, in an installation inside it.
-_CONFIG_FOLDERS = (
-    Path(__file__).parents[2] / "configs",
-    Path(__file__).parents[1] / "configs",
-)
+# In an installation the configs lie inside the package, in a checkout beside it.
+_CONFIGS = Path(__file__).parents[1] / "configs"
+if not _CONFIGS.exists():
+    _CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 class _Parser(flags.ArgumentParser):
@@ -56,9 +55,6 @@ class _Parser(flags.ArgumentParser):
             return int(text) if len(text) < 20 else LARGEST_INTEGER + 1
         return text.strip() if self.several else text
 
-    def flag_type(self):
-        return self.kind.__name__
-
 
 class _Serializer(flags.ArgumentSerializer):
     """Writes what `_Parser` reads."""
@@ -68,13 +64,9 @@ class _Serializer(flags.ArgumentSerializer):
 
 
 def define(run: type) -> tuple[str, ...]:
-    """Defines the settings of a command in absl's registry.
+    """Defines the settings of a command, such as `TrainingRun`, in absl's registry.
 
-    Args:
-        run: The dataclass of all its groups, such as `TrainingRun`.
-
-    Returns:
-        The headings of the help, each the `module_name` of the flags under it.
+    Returns the headings of the help, each the `module_name` of the flags under it.
     """
     groups = list(group_types(run))
     for group in groups:
@@ -212,18 +204,16 @@ def expand_flagfiles(argv: list[str]) -> list[str]:
     Raises:
         flags.Error: If a file cannot be read, or includes itself.
     """
-    expanded = []
-    remaining = iter(argv)
+    expanded, remaining = [], iter(argv)
     for argument in remaining:
         name, equals, value = argument.lstrip("-").partition("=")
         if argument == "--":
             return [*expanded, argument, *remaining]
-        if not argument.startswith("-") or name != "flagfile":
+        if argument.startswith("-") and name == "flagfile":
+            value = value if equals else next(remaining, "")
+            expanded += _read_flagfile(value, Path(), ())
+        else:
             expanded.append(argument)
-            continue
-        if not equals:
-            value = next(remaining, "")
-        expanded += _read_flagfile(value, Path(), ())
     return expanded
 
 
@@ -231,18 +221,18 @@ def _read_flagfile(name, folder, including):
     path = name
     try:
         path = (folder / Path(name).expanduser()).resolve()
-        if not including and not path.exists():
-            shipped = [base / Path(name).name for base in _CONFIG_FOLDERS]
-            path = next((p for p in shipped if p.exists()), path)
+        shipped = _CONFIGS / Path(name).name
+        if not including and not path.exists() and shipped.exists():
+            path = shipped
         if path in including:
             raise flags.Error(f"the flagfile {path} includes itself")
         # Editors of some systems begin a file with a mark, which "-sig" leaves out.
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, ValueError, RuntimeError) as error:  # A NUL in it, or ~nobody.
-        known = sorted({p.name for base in _CONFIG_FOLDERS for p in base.glob("*.cfg")})
+        known = ", ".join(sorted(config.name for config in _CONFIGS.glob("*.cfg")))
         raise flags.Error(
             f"cannot read the flagfile {str(path)!r}: {error}. "
-            f"The configs that come with pni_tf: {', '.join(known)}"
+            f"The configs that come with pni_tf: {known}"
         ) from error
     result = []
     for line in map(str.strip, lines):

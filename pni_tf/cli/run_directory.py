@@ -12,11 +12,7 @@ from pni_tf.settings.training import TrainingRun
 
 
 class RunDirectory:
-    """Paths of a run. `open` prepares the folder and guards what is in it.
-
-    Args:
-        path: The folder.
-    """
+    """Paths of a run. `open` prepares the folder and guards what is in it."""
 
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path)

@@ -68,18 +68,19 @@ def _run(settings, directory, cluster):
 
 def _train(settings, directory, workers):
     from pni_tf.cli import train_finish, train_run
+    from pni_tf.data import load_dataset
 
     recipe, storage = settings.recipe, settings.storage
-    dataset = train_run.load(settings.data, recipe.computation.seed)
+    data = dataclasses.asdict(settings.data)
+    dataset = load_dataset(data.pop("dataset"), seed=recipe.computation.seed, **data)
     train_run.check_batches(recipe.optimisation.batch_size, dataset, workers.replicas)
     train_run.train(recipe, storage, directory, dataset, workers)
-    undefended = None
     if settings.final.compare_undefended:
         undefended = RunDirectory(directory.undefended)
         if workers.is_chief:
             undefended.path.mkdir(exist_ok=True)
         train_run.train(recipe.undefended(), storage, undefended, dataset, workers)
-    train_finish.finish(recipe, settings.final, directory, undefended, dataset, workers)
+    train_finish.finish(recipe, settings.final, directory, dataset, workers)
 
 
 if __name__ == "__main__":

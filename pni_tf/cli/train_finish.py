@@ -22,7 +22,6 @@ def finish(
     recipe: Recipe,
     final: FinalEvaluation,
     directory: RunDirectory,
-    undefended: RunDirectory | None,
     dataset: Dataset,
     workers: Workers,
 ) -> None:
@@ -33,9 +32,7 @@ def finish(
     if workers.is_chief and final.export:
         export_saved_model(load_model(directory.model), directory.saved_model)
     if final.evaluate:
-        targets = _targets(
-            recipe, final.eval_ensemble, directory, undefended, workers.devices
-        )
+        targets = _targets(recipe, final, directory, workers.devices)
         columns = _evaluate(recipe, final, directory, targets, dataset, workers)
     if workers.is_chief:
         figures = {}
@@ -43,9 +40,11 @@ def finish(
             figures["alphas"] = _alphas(directory)
             figures["alphas"].savefig(directory.path / "alphas.png", dpi=120)
         if final.evaluate:
-            target = next(iter(targets.values()))
-            figures["adversarial_examples"] = _pictures(recipe, target, dataset)
-            _write(recipe, dataset.info.name, directory, columns, figures)
+            epsilon, target = recipe.adversarial.epsilon, next(iter(targets.values()))
+            title = f"{dataset.info.name}, {recipe.network.model}, ε = {epsilon:.3g}"
+            examples = _examples(recipe, target, dataset, title)
+            figures["adversarial_examples"] = examples
+            _write(recipe, dataset, directory, columns, figures, title)
             shutil.rmtree(directory.batches, ignore_errors=True)
         directory.finished.touch()
         print("\n" + _inventory(directory))
@@ -84,7 +83,7 @@ def _evaluate(recipe, final, directory, targets, dataset, workers):
     }
 
 
-def _targets(recipe, ensemble, directory, undefended, devices):
+def _targets(recipe, final, directory, devices):
     target = load_target(directory.model, devices=devices)
     noise, targets = recipe.network.noise_name, {}
     if target.noise_free is None:
@@ -95,23 +94,19 @@ def _targets(recipe, ensemble, directory, undefended, devices):
         name = f"with {noise}"
         targets[Column(kind="noise_on", label=name)] = target
         targets[Column(kind="noise_off", label=f"without {noise}")] = target.noise_free
-    if ensemble > 1:
-        mean = Column(kind="mean", draws=ensemble, label=f"{name}, mean of {ensemble}")
-        targets[mean] = target.ensemble(ensemble)
+    if (draws := final.eval_ensemble) > 1:
+        mean = Column(kind="mean", draws=draws, label=f"{name}, mean of {draws}")
+        targets[mean] = target.ensemble(draws)
     if directory.best_model.exists():
         best = load_target(directory.best_model, devices=devices)
         targets[Column(kind="best_epoch", label=f"{name}, best epoch")] = best
-    if undefended is not None:
-        plain = load_target(undefended.model, devices=devices)
+    if final.compare_undefended:
+        plain = load_target(directory.undefended, devices=devices)
         targets[Column(kind="undefended")] = plain
     return targets
 
 
-def _title(recipe, dataset):
-    return f"{dataset}, {recipe.network.model}, ε = {recipe.adversarial.epsilon:.3g}"
-
-
-def _pictures(recipe, target, dataset):
+def _examples(recipe, target, dataset, title):
     attack = training_attack(recipe.adversarial)
     images = dataset.test.images_float()[:8]
     labels = dataset.test.labels[:8]
@@ -124,26 +119,26 @@ def _pictures(recipe, target, dataset):
         target.predict(adversarial),
         epsilon=attack.epsilon,
         class_names=dataset.info.class_names,
-        title=f"PGD-{attack.steps}, {_title(recipe, dataset.info.name)}",
+        title=f"PGD-{attack.steps}, {title}",
     )
 
 
 def _alphas(directory):
     rows = HistoryFile(directory.history).read()
-    names = [name for name in rows[0] if name.startswith("alpha/")]
     values = {
         name.removeprefix("alpha/"): [float(row[name]) for row in rows]
-        for name in names
+        for name in rows[0]
+        if name.startswith("alpha/")
     }
     return plots.plot_alphas(values, title="Noise coefficient of each layer")
 
 
-def _write(recipe, dataset, directory, columns, figures):
+def _write(recipe, dataset, directory, columns, figures, title):
     """Writes the report of the run, and prints its table."""
-    model = recipe.network.model
+    model, name = recipe.network.model, dataset.info.name
     evaluation = report.Evaluation(
         model=model,
-        dataset=dataset,
+        dataset=name,
         columns=columns,
         epsilon=recipe.adversarial.epsilon,
         training_seed=recipe.computation.seed,
@@ -151,8 +146,8 @@ def _write(recipe, dataset, directory, columns, figures):
     report.write(
         directory.path,
         evaluation,
-        title=_title(recipe, dataset),
-        intro=f"{model} on {dataset}, trained with `--flagfile=flags.cfg`; see "
+        title=title,
+        intro=f"{model} on {name}, trained with `--flagfile=flags.cfg`; see "
         "[flags.cfg](flags.cfg).",
         figures=figures,
     )

@@ -10,13 +10,12 @@ from pni_tf.cli.run_directory import RunDirectory
 from pni_tf.data import (
     Dataset,
     evaluation_batches,
-    load_dataset,
     steps_per_epoch,
     training_batches,
 )
 from pni_tf.distribution.workers import Workers
 from pni_tf.noise.graph import noise_wrappers
-from pni_tf.settings.training import Data, Recipe, Storage
+from pni_tf.settings.training import Recipe, Storage
 from pni_tf.training.assembly import assemble_trainer, training_attack
 from pni_tf.training.callbacks import (
     AdversarialImages,
@@ -25,19 +24,6 @@ from pni_tf.training.callbacks import (
     HistoryFile,
 )
 from pni_tf.training.checkpoints import Checkpoint
-
-
-def load(chosen: Data, seed: int) -> Dataset:
-    """Loads the dataset that the settings name."""
-    return load_dataset(
-        chosen.dataset,
-        data_dir=chosen.data_dir,
-        download=chosen.download,
-        train_examples=chosen.train_examples,
-        test_examples=chosen.test_examples,
-        validation_split=chosen.validation_split,
-        seed=seed,
-    )
 
 
 def train(
@@ -63,14 +49,10 @@ def train(
         if workers.is_chief:
             history.check(epochs)
         return
+    steps = steps_per_epoch(dataset.train, recipe.optimisation.batch_size)
     with workers.scope():
         trainer = assemble_trainer(
-            recipe,
-            dataset.info,
-            steps_per_epoch=steps_per_epoch(
-                dataset.train, recipe.optimisation.batch_size
-            ),
-            replicas=workers.replicas,
+            recipe, dataset.info, steps_per_epoch=steps, replicas=workers.replicas
         )
     checkpoint = Checkpoint(
         directory.checkpoints,
@@ -83,11 +65,7 @@ def train(
     start = checkpoint.restore(trainer)
     if workers.is_chief:
         history.check(start.epoch)
-    trainable = sum(int(tf.size(v)) for v in trainer.model.trainable_variables)
-    print(
-        f"\n{directory.path}: {_headline(recipe, dataset, trainable)}, "
-        f"{_place(recipe.optimisation, workers, start)}"
-    )
+    print(f"\n{directory.path}: {_headline(recipe, dataset, trainer, workers, start)}")
     if start.epoch < epochs:
         callbacks = [
             # First, to keep the entries of AlphaLogger off the screen.
@@ -166,10 +144,8 @@ def _fit(recipe, dataset, workers, trainer, checkpoint, callbacks):
 def check_batches(batch_size: int, dataset: Dataset, replicas: int) -> None:
     """Raises a ValueError if a batch holds fewer images than there are replicas."""
     sizes = {"--batch_size": batch_size}
-    for name, split in (
-        ("training", dataset.train),
-        ("validation", dataset.validation),
-    ):
+    splits = {"training": dataset.train, "validation": dataset.validation}
+    for name, split in splits.items():
         if split is not None:
             last = len(split) % batch_size or batch_size
             sizes[f"the last batch of the {len(split)} {name} images"] = last
@@ -221,20 +197,19 @@ def _best_model(directory, history, adversarial, start):
     )
 
 
-def _headline(recipe, dataset, trainable):
-    network = recipe.network
+def _headline(recipe, dataset, trainer, workers, start):
+    """Returns what is trained, on what, and from where on."""
+    network, chosen = recipe.network, recipe.optimisation
     kind = "adversarial" if recipe.adversarial.adversarial else "plain"
     noise = network.noise_name
     if network.noise == "pni":
         noise = f"PNI-{network.pni.upper()}" if network.has_noise else "no noise"
-    return (
+    trainable = sum(int(tf.size(v)) for v in trainer.model.trainable_variables)
+    text = (
         f"{kind} training of {network.model} ({trainable:,} trainable parameters, "
-        f"{noise}) on {len(dataset.train):,} images of {dataset.info.name}"
+        f"{noise}) on {len(dataset.train):,} images of {dataset.info.name}, "
+        f"{chosen.epochs} epochs"
     )
-
-
-def _place(chosen, workers, start):
-    text = f"{chosen.epochs} epochs"
     if workers.replicas > 1:
         text += f", {workers.replicas} replicas on {workers.count} worker(s)"
     if chosen.base_batch_size is not None:
