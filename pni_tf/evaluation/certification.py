@@ -234,17 +234,14 @@ def _counter(target):
 
     @tf.function(input_signature=[shape, tf.TensorSpec([], tf.int32)])
     def count(images, draws):
-        def add(i, scores, votes):
+        def add(sums, _):
             logits = target.logits(images)
-            scores += tf.cast(tf.nn.softmax(logits), tf.float64)
-            votes += tf.one_hot(tf.argmax(logits, -1), classes, dtype=tf.int32)
-            return i + 1, scores, votes
+            scores = tf.cast(tf.nn.softmax(logits), tf.float64)
+            votes = tf.one_hot(tf.argmax(logits, -1), classes, dtype=tf.int32)
+            return sums[0] + scores, sums[1] + votes
 
         zeros = tf.zeros([tf.shape(images)[0], classes], tf.int32)
-        start = (0, tf.cast(zeros, tf.float64), zeros)
-        _, *sums = tf.while_loop(
-            lambda i, *_: i < draws, add, start, parallel_iterations=1
-        )
-        return sums
+        start = (tf.cast(zeros, tf.float64), zeros)
+        return tf.foldl(add, tf.range(draws), start, parallel_iterations=1)
 
     return lambda images, draws: [s.numpy() for s in count(images, draws)]

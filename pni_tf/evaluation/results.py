@@ -54,10 +54,8 @@ class Scenario:
                 "cross its ball"
             )
         if isinstance(self.attack, Transfer):
-            found += [
-                f"source: {w}" for w in getattr(self.attack.source, "warnings", ())
-            ]
-            return tuple(found)
+            of_source = getattr(self.attack.source, "warnings", ())
+            return (*found, *(f"source: {warning}" for warning in of_source))
         if attack is None or not stochastic:
             return tuple(found)
         if self.expectation == 1:

@@ -82,19 +82,13 @@ def evaluate_robustness(
         raise ValueError("Several workers need a `store` in a folder that they share")
     images = validate_images(images, image_shape=target.image_shape)
     labels = validate_labels(labels, target.num_classes, num_examples=len(images))
-    engine = _Engine(
-        target=target,
-        images=images,
-        labels=labels,
-        settings={
-            "images": examples_digest(images, labels),
-            "draws": int(draws) if target.stochastic else 1,  # JSON knows no NumPy.
-            "batch_size": int(batch_size),
-            "seed": int(seed),
-        },
-        store=store,
-        workers=workers,
-    )
+    settings = {
+        "images": examples_digest(images, labels),
+        "draws": int(draws) if target.stochastic else 1,  # JSON knows no NumPy.
+        "batch_size": int(batch_size),
+        "seed": int(seed),
+    }
+    engine = _Engine(target, images, labels, settings, store, workers)
     probe = None
     if any(scenario.gradient_based for scenario in scenarios):
         probe = probe_gradient(target.logits, images[:batch_size], labels[:batch_size])
@@ -133,7 +127,7 @@ def evaluate_robustness(
     return results
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True)
 class _Engine:
     """Attacks and scores the images of one evaluation, batch by batch.
 
@@ -199,10 +193,10 @@ class _Engine:
                     f"A batch of another worker is not in {store.directory}: it must "
                     "lie on a file system that all workers share"
                 )
-        arrays = {
-            name: np.concatenate([p[name] for p in parts], axis=_AXES.get(name, 0))
-            for name in parts[0]
-        }
+        arrays = {}
+        for name in parts[0]:  # The images are the second axis of two arrays.
+            axis = 1 if name in ("predictions", "selection") else 0
+            arrays[name] = np.concatenate([part[name] for part in parts], axis)
         if store and workers.is_chief:
             store.write(scenario.name, stamp, {"labels": self.labels, **arrays})
         return arrays
@@ -244,8 +238,6 @@ def _map_over(copies):
         pool.shutdown(cancel_futures=True)
 
 
-# The axis of the images in the arrays where it is not the first.
-_AXES = {"predictions": 1, "selection": 1}
 # Attacks may be nearly equal; a choice between them by few draws is mostly noise.
 _SELECTION = 5
 

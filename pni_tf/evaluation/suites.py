@@ -203,7 +203,6 @@ def transfer_from(
         expectation: Draws of the target's noise in the attack's own verdict.
         version: Distinguishes sources of the same name, such as by a digest.
     """
-    draws = 20 if source.stochastic else 1
     return Scenario(
         name=f"transfer from {name}",
         source=name,
@@ -211,7 +210,7 @@ def transfer_from(
             attack=attack,
             source=source,
             source_name=f"{name} {version}".strip(),
-            source_draws=draws,
+            source_draws=20 if source.stochastic else 1,
         ),
         expectation=expectation,
     )
