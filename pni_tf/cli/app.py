@@ -148,7 +148,6 @@ def _interrupt(number, frame):
 def _fail(message, status=2):
     # TensorFlow's messages may have many lines, of which the first says what is wrong.
     lines = str(message).strip().splitlines() or [repr(message)]
-    own = isinstance(message, str) or not hasattr(message, "op")
-    print(f"error: {message if own else lines[0]}", file=sys.stderr)
+    print(f"error: {lines[0] if hasattr(message, 'op') else message}", file=sys.stderr)
     sys.stdout.flush()
     sys.exit(status)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pni_tf import files
 from pni_tf.cli import flags
+from pni_tf.distribution.cluster import Cluster
 from pni_tf.settings.training import TrainingRun
 
 
@@ -34,23 +35,18 @@ class RunDirectory:
         self.finished = self.path / "finished"
 
     @contextlib.contextmanager
-    def open(
-        self, settings: TrainingRun, *, write: bool, several: bool
-    ) -> Iterator[None]:
+    def open(self, settings: TrainingRun, cluster: Cluster | None) -> Iterator[None]:
         """Creates the folder, or checks that it belongs to the same command.
 
-        Keeps other processes from writing it meanwhile.
-
-        Args:
-            settings: Those of the command.
-            write: Whether this process writes it; False for all workers but the chief.
-            several: Whether there are other workers, which write logs.
+        Keeps other processes from writing it meanwhile. Of a cluster the chief writes;
+        the others write logs only.
 
         Raises:
             ValueError: If the folder holds something else, a run with other flags, or
                 another process writes it.
             OSError: If it cannot be written.
         """
+        write = cluster is None or cluster.is_chief
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"--run_dir={self.path} is a file, not a folder")
         if self.flags.exists():
@@ -72,7 +68,7 @@ class RunDirectory:
             return
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            if several:
+            if cluster is not None:
                 self.workers.mkdir(exist_ok=True)
         except OSError as error:
             raise OSError(f"cannot write to --run_dir={self.path}: {error}") from error

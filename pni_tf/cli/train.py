@@ -27,11 +27,10 @@ def main(settings: TrainingRun) -> None:
         path = f"runs/{settings.data.dataset}_{network.model}_{noise}"
         storage = dataclasses.replace(settings.storage, run_dir=path)
         settings = dataclasses.replace(settings, storage=storage)
-    several = settings.devices.strategy == "multi_worker"
-    cluster = find_cluster() if several else None
+    strategy = settings.devices.strategy
+    cluster = find_cluster() if strategy == "multi_worker" else None
     directory = RunDirectory(settings.storage.run_dir)
-    write = cluster is None or cluster.is_chief
-    with directory.open(settings, write=write, several=several):
+    with directory.open(settings, cluster):
         _run(settings, directory, cluster)
 
 

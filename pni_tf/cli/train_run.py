@@ -74,29 +74,18 @@ def train(
             AlphaLogger(),
         ]
         if workers.is_chief:
-            adversarial = recipe.adversarial
-            if storage.tensorboard:
-                callbacks += _for_tensorboard(directory, adversarial, dataset.test)
-            if dataset.validation is not None:
-                callbacks.append(_best_model(directory, history, adversarial, start))
-            callbacks.append(history)
-        try:
-            _fit(recipe, dataset, workers, trainer, checkpoint, callbacks)
-        except FloatingPointError as error:
-            kept = "No epoch was finished."
-            if directory.checkpoints.exists():
-                kept = f"The last good checkpoint is in {directory.checkpoints}."
-            raise RuntimeError(
-                f"{error} {kept} Try a smaller --learning_rate, in a new --run_dir"
-            ) from error
+            callbacks += _writers(
+                recipe.adversarial, storage, directory, dataset, history, start
+            )
+        _fit(recipe, directory, dataset, workers, trainer, checkpoint, callbacks)
     workers.check_agreement(_states(trainer))
     if workers.is_chief:
         trainer.save(directory.model)
     workers.barrier()  # The others will look for the file.
 
 
-def _fit(recipe, dataset, workers, trainer, checkpoint, callbacks):
-    """Trains from the checkpoint on; raises a FloatingPointError if that diverges."""
+def _fit(recipe, directory, dataset, workers, trainer, checkpoint, callbacks):
+    """Trains from the checkpoint on; raises a RuntimeError if that diverges."""
     epochs, batch_size = recipe.optimisation.epochs, recipe.optimisation.batch_size
 
     def batches(position):
@@ -132,13 +121,18 @@ def _fit(recipe, dataset, workers, trainer, checkpoint, callbacks):
                 callbacks=callbacks,
                 verbose=1 if sys.stdout.isatty() else 2,
             )
+        (epoch, _), *_ = workers.gather([*checkpoint.position()])  # The chief's.
+        if epoch < epochs:  # It saves finite weights only.
+            raise RuntimeError("NaN or Inf weights after the last step.")
     except RuntimeError as error:
-        if "NaN or Inf loss" not in str(error):  # Keras has no class for it.
+        if "NaN or Inf" not in str(error):  # Keras has no class for it.
             raise
-        raise FloatingPointError(str(error)) from error
-    (epoch, _), *_ = workers.gather([*checkpoint.position()])  # The chief's.
-    if epoch < epochs:  # It saves finite weights only.
-        raise FloatingPointError("NaN or Inf weights after the last step.")
+        kept = "No epoch was finished."
+        if directory.checkpoints.exists():
+            kept = f"The last good checkpoint is in {directory.checkpoints}."
+        raise RuntimeError(
+            f"{error} {kept} Try a smaller --learning_rate, in a new --run_dir"
+        ) from error
 
 
 def check_batches(batch_size: int, dataset: Dataset, replicas: int) -> None:
@@ -165,36 +159,34 @@ def _states(trainer):
     return [*trainer.weights, *trainer.optimizer.variables, *states]
 
 
-def _for_tensorboard(directory, adversarial, test):
-    found = [EpochTensorBoard(directory.tensorboard, write_graph=False)]
-    if adversarial.adversarial:
-        found.append(
-            AdversarialImages(
-                test.images_float()[:8],
-                test.labels[:8],
-                training_attack(adversarial),
-                directory.tensorboard / "images",
-            )
+def _writers(adversarial, storage, directory, dataset, history, start):
+    """Returns the callbacks that write files, which are for the chief."""
+    found = []
+    if storage.tensorboard:
+        found.append(EpochTensorBoard(directory.tensorboard, write_graph=False))
+    if storage.tensorboard and adversarial.adversarial:
+        images = AdversarialImages(
+            dataset.test.images_float()[:8],
+            dataset.test.labels[:8],
+            training_attack(adversarial),
+            directory.tensorboard / "images",
         )
-    return found
-
-
-def _best_model(directory, history, adversarial, start):
-    kind = "adversarial" if adversarial.adversarial else "clean"
-    monitor = f"val_{kind}_accuracy"
-    # Rows of epochs that will be trained again do not count.
-    earlier = [
-        float(row[monitor])
-        for row in history.read()
-        if int(row["epoch"]) <= start.epoch
-    ]
-    return keras.callbacks.ModelCheckpoint(
-        directory.best_model,
-        monitor=monitor,
-        mode="max",
-        save_best_only=True,
-        initial_value_threshold=max(earlier, default=None),
-    )
+        found.append(images)
+    if dataset.validation is not None:
+        kind = "adversarial" if adversarial.adversarial else "clean"
+        monitor = f"val_{kind}_accuracy"
+        # Rows of epochs that will be trained again do not count.
+        rows = [row for row in history.read() if int(row["epoch"]) <= start.epoch]
+        earlier = [float(row[monitor]) for row in rows]
+        best = keras.callbacks.ModelCheckpoint(
+            directory.best_model,
+            monitor=monitor,
+            mode="max",
+            save_best_only=True,
+            initial_value_threshold=max(earlier, default=None),
+        )
+        found.append(best)
+    return [*found, history]
 
 
 def _headline(recipe, dataset, trainer, workers, start):

@@ -222,13 +222,12 @@ def describe(columns: Table) -> str:
 
 def format_certificates(certificates: list[Certificate]) -> str:
     """Returns a Markdown table of the accuracy that is certified at some radii."""
-    radii = round_radii(certificates)
-    norm = certificates[0].norm.upper()
-    lines = [[f"certified accuracy (%) at {norm} radius", *map("{:.3g}".format, radii)]]
+    first, radii = certificates[0], round_radii(certificates)
+    heading = f"certified accuracy (%) at {first.norm.upper()} radius"
+    lines = [[heading, *map("{:.3g}".format, radii)]]
     for certificate in certificates:
         cells = [f"{100 * certificate.accuracy(radius):.2f}" for radius in radii]
         lines.append([certificate.method, *cells])
-    first = certificates[0]
     note = (
         f"{len(first.labels)} images, {first.draws:,} draws each; a radius is wrong "
         f"with probability {first.failure:g} at most. At 0 stands the accuracy of the "

@@ -255,8 +255,7 @@ def _seeds(settings, start):
 
 def _compiled(target, scenario):
     """Returns one graph that attacks a batch and classifies it on fresh draws."""
-    logits = target.logits
-    attacked = logits
+    logits = attacked = target.logits
     # The draws of an ensemble count: its expectation is over as many in all.
     calls = math.ceil(scenario.expectation / target.draws)
     if target.stochastic and calls > 1:
