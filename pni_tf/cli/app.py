@@ -129,7 +129,7 @@ def import_tensorflow(cpu_devices: int = 1, *, start: bool = True) -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     # TensorFlow Datasets and others import it lazily, and log when they do.
     with quiet_stderr():
-        import keras
+        import keras  # noqa: F401
         import tensorflow as tf
 
         (cpu,) = tf.config.list_physical_devices("CPU")
@@ -139,7 +139,6 @@ def import_tensorflow(cpu_devices: int = 1, *, start: bool = True) -> None:
             )
         if start:
             tf.constant(0)
-        assert keras
 
 
 def _interrupt(number, frame):
@@ -149,7 +148,6 @@ def _interrupt(number, frame):
 def _fail(message, status=2):
     # TensorFlow's messages may have many lines, of which the first says what is wrong.
     lines = str(message).strip().splitlines() or [repr(message)]
-    own = isinstance(message, str) or not hasattr(message, "op")
-    print(f"error: {message if own else lines[0]}", file=sys.stderr)
+    print(f"error: {lines[0] if hasattr(message, 'op') else message}", file=sys.stderr)
     sys.stdout.flush()
     sys.exit(status)

@@ -1,13 +1,17 @@
 """Which attacks `bin/evaluate` runs on which target."""
 
+import contextlib
 import dataclasses
-import hashlib
 import json
+from pathlib import Path
+
+import numpy as np
 
 from pni_tf import __version__, files
 from pni_tf.attacks import make_attack, train_substitute
 from pni_tf.checks import check_number
 from pni_tf.cli.flags import AttackSpec
+from pni_tf.distribution.workers import Workers
 from pni_tf.evaluation import Scenario, paper_suite, strong_suite, transfer_from
 from pni_tf.evaluation.suites import label
 from pni_tf.files import slug
@@ -17,48 +21,30 @@ from pni_tf.targets import Target, load_model, load_target
 _MOST_ZOO_IMAGES = 200
 
 
+@dataclasses.dataclass(frozen=True)
 class Planner:
-    """Makes the scenarios of a target from the settings of the command.
+    """Makes the scenarios of a target from the settings of the command."""
 
-    Args:
-        chosen: The attacks that are asked for.
-        specs: Those of `--attacks`.
-        sources: Targets to transfer from, by name.
-        digests: What identifies each source, by name.
-        substitutes: Trains and keeps substitutes.
-        count: Number of images that will be attacked.
-    """
-
-    def __init__(
-        self,
-        chosen: Attacks,
-        specs: list[AttackSpec],
-        sources: dict[str, Target],
-        digests: dict[str, str],
-        substitutes: "Substitutes",
-        count: int,
-    ):
-        self.chosen, self.specs = chosen, specs
-        self.sources, self.digests = sources, digests
-        self.substitutes, self.count = substitutes, count
+    chosen: Attacks
+    specs: list[AttackSpec]  # Those of `--attacks`.
+    sources: dict[str, Target]  # To transfer from, by name.
+    digests: dict[str, str]  # Of the sources.
+    substitutes: "Substitutes"
+    images: int  # Number of images that will be attacked.
 
     def scenarios(self, column, target, identity) -> list[Scenario]:
         """Returns what to do to a target, clean images first, under unique names.
 
-        Args:
-            column: The column of the target in the tables.
-            target: The target.
-            identity: A digest of the target, by which a substitute is found again.
+        By `identity`, a digest of the target, a substitute is found again.
 
         Raises:
             ValueError: If an attack of `--attacks` does not have a setting, or has
                 nothing to transfer from.
         """
-        chosen, scenarios = self.chosen, [Scenario(name="clean")]
-        specs = self.specs
-        if chosen.suite == "paper":
+        specs, scenarios = self.specs, [Scenario(name="clean")]
+        if self.chosen.suite == "paper":
             specs = [AttackSpec("substitute", {"steps": 7}), *specs]
-        for epsilon in chosen.epsilons:
+        for epsilon in self.chosen.epsilons:
             found = self._suite(target, epsilon)
             for spec in specs:
                 if spec.name in ("transfer", "substitute"):
@@ -66,17 +52,16 @@ class Planner:
                 else:
                     found += self._direct(spec, target, epsilon)
             for scenario in found:
-                name = scenario.name
-                if len(chosen.epsilons) > 1 and scenario.ball is not None:
-                    name += f" ε={scenario.ball[1]:.4g}"
-                scenario = dataclasses.replace(scenario, name=name)
+                if len(self.chosen.epsilons) > 1 and scenario.ball is not None:
+                    name = f"{scenario.name} ε={scenario.ball[1]:.4g}"
+                    scenario = dataclasses.replace(scenario, name=name)
                 if scenario.attack is not None and scenario not in scenarios:
                     scenarios.append(_unique(scenario, scenarios))
         return scenarios
 
     def _suite(self, target, epsilon):
         if self.chosen.suite == "paper":
-            zoo = self.count <= _MOST_ZOO_IMAGES
+            zoo = self.images <= _MOST_ZOO_IMAGES
             if not zoo:
                 print(
                     "ZOO is left out: it takes about a million queries an image. With "
@@ -95,12 +80,18 @@ class Planner:
 
     def _direct(self, spec, target, epsilon):
         """Returns the rows of an attack on the target itself."""
-        settings = dict(spec.settings)
-        expectations = self.chosen.expectation
-        if "expectation" in settings:
-            expectations = [_expectation(spec, settings.pop("expectation"))]
-        spec = AttackSpec(spec.name, settings)
-        attack = self._attack(spec, spec.name, epsilon, target)
+        settings, expectations = dict(spec.settings), self.chosen.expectation
+        with _naming(spec):
+            if "expectation" in settings:
+                expectations = [settings.pop("expectation")]
+                check_number("expectation", *expectations, minimum=1, integer=True)
+            attack = self._attack(
+                spec.name,
+                epsilon,
+                settings,
+                stochastic=target.stochastic,
+                channels=target.image_shape[-1],
+            )
         rule = self.chosen.towards
         name = label(attack) + (f" towards {rule.replace('_', ' ')}" if rule else "")
         return [
@@ -115,7 +106,8 @@ class Planner:
 
     def _foreign(self, spec, column, target, identity, epsilon):
         """Returns the rows of PGD on other networks than the target."""
-        attack = self._attack(spec, "pgd", epsilon)
+        with _naming(spec):
+            attack = self._attack("pgd", epsilon, spec.settings)
         if not spec.settings.get("early_stop"):  # The strong preset stops early.
             attack = dataclasses.replace(attack, early_stop=False)
         if spec.name == "substitute":
@@ -136,53 +128,41 @@ class Planner:
             for name, source in sources.items()
         ]
 
-    def _attack(self, spec, name, epsilon, target=None):
-        try:
-            attack = make_attack(
-                name,
-                self.chosen.preset,
-                **{
-                    "epsilon": epsilon,
-                    "norm": self.chosen.norm,
-                    "stochastic": target is not None and target.stochastic,
-                    "channels": 3 if target is None else target.image_shape[-1],
-                    **spec.settings,
-                },
-            )
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"--attacks: {spec}: {error}") from error
-        for setting in spec.settings:  # C&W, say, has no epsilon.
+    def _attack(self, name, epsilon, settings, **facts):
+        given = {"epsilon": epsilon, "norm": self.chosen.norm, **facts, **settings}
+        attack = make_attack(name, self.chosen.preset, **given)
+        for setting in settings:  # C&W, say, has no epsilon.
             if not hasattr(attack, setting):
-                raise ValueError(
-                    f"--attacks: {spec}: the attack {name!r} has no setting {setting}"
-                )
+                raise ValueError(f"the attack {name!r} has no setting {setting}")
         return attack
 
 
+@contextlib.contextmanager
+def _naming(spec):
+    """Says which entry of `--attacks` an error is about."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"--attacks: {spec}: {error}") from error
+
+
+@dataclasses.dataclass(frozen=True)
 class Substitutes:
-    """Trains the substitutes of targets, and finds those of an earlier evaluation.
+    """Trains the substitutes of targets, and finds those of an earlier evaluation."""
 
-    Args:
-        output: Folder of the results.
-        seed: Seed of the training.
-        images: The images that will be attacked.
-        held_out: Images that the training starts from.
-        workers: Processes that share the work: the chief trains.
-
-    Attributes:
-        facts: What the training of each substitute took, by its column.
-    """
-
-    def __init__(self, output, seed, images, held_out, workers):
-        self.output, self.seed, self.workers = output, seed, workers
-        self.images, self.held_out = images, held_out
-        self.facts = {}
+    output: Path
+    seed: int
+    images: np.ndarray  # Those that will be attacked.
+    held_out: np.ndarray  # Those that the training starts from.
+    workers: Workers
+    # What the training of each took, by its column.
+    facts: dict[str, dict] = dataclasses.field(default_factory=dict)
 
     def of(self, column, target, identity):
         """Returns the model, and a digest of all that it depends on."""
-        images = hashlib.sha256(self.held_out.tobytes()).hexdigest()
+        images = files.digest(self.held_out.tobytes())
         key = json.dumps([identity, column.name, self.seed, images, __version__])
-        digest = hashlib.sha256(key.encode()).hexdigest()[:12]
+        digest = files.digest(key)[:12]
         path = self.output / "substitutes" / f"{slug(column.name)}-{digest}.keras"
         found = _read_substitute(path)
         if found is None and self.workers.is_chief:
@@ -219,29 +199,20 @@ class Substitutes:
         return substitute.model, facts
 
 
-def _expectation(spec, draws):
-    try:
-        check_number("expectation", draws, minimum=1, integer=True)
-    except ValueError as error:
-        raise ValueError(f"--attacks: {spec}: {error}") from error
-    return draws
-
-
 def _read_substitute(path):
     """Returns the model and its facts, or None if they are not there, or damaged."""
+    content = files.read_json(path.with_suffix(".json")) or {}
+    facts = content.get("facts")
     try:
-        content = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        facts = content["facts"]
-        if content["digest"] == _digest(path, facts):
+        if content.get("digest") == _digest(path, facts):
             return load_model(path), facts
-    except (OSError, ValueError, TypeError, LookupError, RecursionError):
+    except (OSError, ValueError):
         pass
     return None
 
 
 def _digest(path, facts):
-    text = json.dumps([facts, files.file_digest(path, name=False)])
-    return hashlib.sha256(text.encode()).hexdigest()
+    return files.digest(json.dumps([facts, files.file_digest(path, name=False)]))
 
 
 def _unique(scenario, scenarios):

@@ -1,8 +1,11 @@
 """The work of `bin/evaluate`, once its flags are parsed."""
 
 import contextlib
+import dataclasses
 import time
 from pathlib import Path
+
+import numpy as np
 
 from pni_tf import files
 from pni_tf.attacks import make_attack
@@ -26,7 +29,9 @@ from pni_tf.evaluation.robustness import progress_bar
 from pni_tf.evaluation.store import examples_digest
 from pni_tf.files import slug
 from pni_tf.settings.evaluation import EvaluationRun
-from pni_tf.targets import load_target
+from pni_tf.targets import Target, load_target
+
+_TWIN = Column(kind="twin")
 
 
 def evaluate(
@@ -34,31 +39,21 @@ def evaluate(
 ) -> None:
     """Attacks a model, writes the results and prints the tables.
 
-    All workers share the attacks; the chief writes and prints.
-
-    Args:
-        model: A run directory, a `.keras` file or a SavedModel.
-        settings: All settings, with dataset, epsilons and output folder.
-        specs: The attacks of `--attacks`.
-        workers: Processes that share the work.
+    All workers share the attacks; the chief writes and prints. The settings must name
+    dataset, epsilons and output folder, and `specs` are the attacks of `--attacks`.
     """
-    analyses, output = settings.analyses, Path(settings.scoring.output_dir)
+    attacks, analyses, scoring = settings.attacks, settings.analyses, settings.scoring
+    output = Path(scoring.output_dir)
     targets, identities = _load(model, analyses, workers.devices)
     held_out_count = 0
-    if settings.attacks.suite == "paper" or "substitute" in {s.name for s in specs}:
-        held_out_count = settings.attacks.substitute_images
+    if attacks.suite == "paper" or "substitute" in {s.name for s in specs}:
+        held_out_count = attacks.substitute_images
     images, labels, held_out, class_names = _data(settings.data, held_out_count)
-    sources = {path: load_target(path) for path in settings.attacks.transfer_from or ()}
+    sources = {path: load_target(path) for path in attacks.transfer_from or ()}
     digests = {path: _digest(Path(path)) for path in sources}
+    substitutes = Substitutes(output, scoring.seed, images, held_out, workers)
+    planner = Planner(attacks, specs, sources, digests, substitutes, len(images))
     # All are made before the first is run, so that a bad setting shows at once.
-    planner = Planner(
-        settings.attacks,
-        specs,
-        sources,
-        digests,
-        Substitutes(output, settings.scoring.seed, images, held_out, workers),
-        len(images),
-    )
     plans = {
         column: planner.scenarios(column, targets[column], identities[column])
         for column in _chosen(analyses.columns, targets)
@@ -68,139 +63,112 @@ def evaluate(
     if workers.is_chief:
         lock = files.lock(output, f"--output_dir={output}")
     with lock:
-        run = _Runner(
-            targets, identities, images, labels, settings.scoring, output, workers
-        )
-        found = _evaluation(str(model), settings, run, plans, class_names)
+        run = _Run(settings, targets, identities, images, labels, class_names, workers)
+        found = run.evaluation(str(model), plans)
         if workers.is_chief:
-            found.substitutes = planner.substitutes.facts
-            digest = examples_digest(images, labels)
-            found.data = {"examples": len(images), "sha256": digest}
+            found.substitutes = substitutes.facts
             text = report.write(output, found, title=f"{model.name}, {found.dataset}")
             print(f"\n{text}\n\nThe results are in {output}")
         workers.barrier()
 
 
-def _evaluation(model, settings, run, plans, class_names):
-    """Does all that is planned."""
-    attacks, analyses = settings.attacks, settings.analyses
-    columns = {column: run.scenarios(column, plan) for column, plan in plans.items()}
-    pgd = make_attack("pgd", epsilon=attacks.epsilons[0], norm=attacks.norm)
-    expectation = max(attacks.expectation)
-    found = report.Evaluation(
-        model=model,
-        dataset=settings.data.dataset,
-        columns={c: results + worst_cases(results) for c, results in columns.items()},
-        curves={
-            kind: {
-                column: run.curve(column, kind, pgd, expectation) for column in plans
-            }
-            for kind in analyses.curves or ()
-        },
-    )
-    first = next(iter(run.targets))
-    if analyses.checklist:
-        found.checklist = run.checklist(first, pgd.epsilon, expectation)
-    if run.workers.is_chief:
-        if analyses.certify:
-            found.certificates = run.certificates(first, analyses.certify_draws)
-        if analyses.pictures:
-            column, results = next(iter(found.columns.items()))
-            found.pictures = run.pictures(
-                column, results, analyses.pictures, pgd.epsilon, class_names
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """Evaluations of the same images that share their options."""
+
+    settings: EvaluationRun
+    targets: dict[Column, Target]
+    identities: dict[Column, str]
+    images: np.ndarray
+    labels: np.ndarray
+    class_names: tuple[str, ...] | None
+    workers: Workers
+
+    def evaluation(self, model, plans):
+        """Does all that is planned."""
+        attacks, analyses = self.settings.attacks, self.settings.analyses
+        columns = {}
+        for column, plan in plans.items():
+            results = evaluate_robustness(scenarios=plan, **self.arguments(column))
+            columns[column] = results + worst_cases(results)
+        pgd = make_attack("pgd", epsilon=attacks.epsilons[0], norm=attacks.norm)
+        expectation, first = max(attacks.expectation), next(iter(self.targets))
+        found = report.Evaluation(
+            model=model,
+            dataset=self.settings.data.dataset,
+            data={
+                "examples": len(self.images),
+                "sha256": examples_digest(self.images, self.labels),
+            },
+            columns=columns,
+            curves={
+                kind: {
+                    column: evaluate_curve(
+                        kind,
+                        attack=pgd,
+                        expectation=expectation,
+                        **self.arguments(column, "curves"),
+                    )
+                    for column in plans
+                }
+                for kind in analyses.curves or ()
+            },
+        )
+        if analyses.checklist:
+            found.checklist = run_checklist(
+                epsilon=pgd.epsilon,
+                expectation=expectation,
+                twin=self.targets.get(_TWIN),
+                **self.arguments(first, "checklist"),
             )
-    return found
+        if self.workers.is_chief and analyses.certify:
+            given = self.arguments(first, "certificates")
+            del given["workers"]
+            given["draws"] = analyses.certify_draws
+            found.certificates = certify(given.pop("target").source, **given)
+        if self.workers.is_chief and analyses.pictures:
+            column, results = next(iter(columns.items()))
+            found.pictures = turned_around(
+                self.targets[column],
+                self.images,
+                results,
+                self.arguments(column)["store"],
+                count=analyses.pictures,
+                draws=self.settings.scoring.draws,
+                epsilon=pgd.epsilon,
+                class_names=self.class_names,
+            )
+        return found
 
-
-def _logged(progress, column):
-    """Adds a line for each finished row to a progress bar, for logs."""
-
-    def run(batches, row):
-        start = time.monotonic()
-        yield from progress(batches, row)
-        seconds = time.monotonic() - start
-        print(f"{column}: {row} ({seconds:.1f} s)", flush=True)
-
-    return run
-
-
-class _Runner:
-    """Runs evaluations of the same images that share their options."""
-
-    def __init__(self, targets, identities, images, labels, scoring, output, workers):
-        self.targets, self.identities = targets, identities
-        self.images, self.labels = images, labels
-        self.scoring, self.output, self.workers = scoring, output, workers
-
-    def scenarios(self, column, plan):
-        target = self.targets[column]
-        return evaluate_robustness(
-            target, self.images, self.labels, plan, **self._options(column)
-        )
-
-    def curve(self, column, kind, attack, expectation):
-        return evaluate_curve(
-            kind,
-            self.targets[column],
-            self.images,
-            self.labels,
-            attack=attack,
-            expectation=expectation,
-            **self._options(column, "curves"),
-        )
-
-    def checklist(self, column, epsilon, expectation):
-        return run_checklist(
-            self.targets[column],
-            self.images,
-            self.labels,
-            epsilon=epsilon,
-            expectation=expectation,
-            twin=self.targets.get(_TWIN),
-            **self._options(column, "checklist"),
-        )
-
-    def certificates(self, column, draws):
-        store = self._options(column, "certificates")["store"]
-        return certify(
-            self.targets[column].source,
-            self.images,
-            self.labels,
-            draws=draws,
-            batch_size=self.scoring.batch_size,
-            seed=self.scoring.seed,
-            store=store,
-            progress=_logged(progress_bar(column.name), column),
-        )
-
-    def pictures(self, column, results, count, epsilon, class_names):
-        store = self._options(column)["store"]
-        return turned_around(
-            self.targets[column],
-            self.images,
-            results,
-            store,
-            count=count,
-            draws=self.scoring.draws,
-            epsilon=epsilon,
-            class_names=class_names,
-        )
-
-    def _options(self, column, part="examples"):
-        identity = self.identities[column]
+    def arguments(self, column, part="examples"):
+        """Returns what the attacks on a column take, with a store for each part."""
+        identity, scoring = self.identities[column], self.settings.scoring
         if part == "checklist":  # It attacks the twin, too.
             identity = list(self.identities.values())
+        folder = Path(scoring.output_dir, part, slug(column.name))
         return {
-            "draws": self.scoring.draws,
-            "batch_size": self.scoring.batch_size,
-            "seed": self.scoring.seed,
-            "store": ResultStore(self.output / part / slug(column.name), identity),
-            "progress": _logged(progress_bar(column.name), column),
+            "target": self.targets[column],
+            "images": self.images,
+            "labels": self.labels,
+            "draws": scoring.draws,
+            "batch_size": scoring.batch_size,
+            "seed": scoring.seed,
+            "store": ResultStore(folder, identity),
+            "progress": _logged(column),
             "workers": self.workers,
         }
 
 
-_TWIN = Column(kind="twin")
+def _logged(column):
+    """Returns a progress bar that leaves a line for each finished row, for logs."""
+
+    def run(batches, row):
+        start = time.monotonic()
+        yield from progress_bar(column.name)(batches, row)
+        seconds = time.monotonic() - start
+        print(f"{column}: {row} ({seconds:.1f} s)", flush=True)
+
+    return run
 
 
 def _load(model, analyses, devices):

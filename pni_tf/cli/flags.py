@@ -21,11 +21,10 @@ from pni_tf.settings.base import (
     kind_of,
 )
 
-# In a checkout the configs lie beside the package, in an installation inside it.
-_CONFIG_FOLDERS = (
-    Path(__file__).parents[2] / "configs",
-    Path(__file__).parents[1] / "configs",
-)
+# In an installation the configs lie inside the package, in a checkout beside it.
+_CONFIGS = Path(__file__).parents[1] / "configs"
+if not _CONFIGS.exists():
+    _CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 class _Parser(flags.ArgumentParser):
@@ -56,9 +55,6 @@ class _Parser(flags.ArgumentParser):
             return int(text) if len(text) < 20 else LARGEST_INTEGER + 1
         return text.strip() if self.several else text
 
-    def flag_type(self):
-        return self.kind.__name__
-
 
 class _Serializer(flags.ArgumentSerializer):
     """Writes what `_Parser` reads."""
@@ -68,13 +64,9 @@ class _Serializer(flags.ArgumentSerializer):
 
 
 def define(run: type) -> tuple[str, ...]:
-    """Defines the settings of a command in absl's registry.
+    """Defines the settings of a command, such as `TrainingRun`, in absl's registry.
 
-    Args:
-        run: The dataclass of all its groups, such as `TrainingRun`.
-
-    Returns:
-        The headings of the help, each the `module_name` of the flags under it.
+    Returns the headings of the help, each the `module_name` of the flags under it.
     """
     groups = list(group_types(run))
     for group in groups:
@@ -114,14 +106,15 @@ def flagfile(run) -> str:
     lines = []
     for group in groups_of(run):
         lines.append(f"# {group.heading}")
-        lines += filter(None, _lines(group).values())
-    return "\n".join(lines) + "\n"
+        for field in dataclasses.fields(group):
+            lines.append(_line(field, getattr(group, field.name)))
+    return "\n".join(filter(None, lines)) + "\n"
 
 
 def deciding(run) -> str:
     """Returns those lines of `flagfile` that decide what a run computes."""
-    free, lines = _free(run), _all_lines(run)
-    return "\n".join(line for name, line in lines.items() if line and name not in free)
+    lines = [_line(f, value) for f, value in _fields(run) if not f.metadata["free"]]
+    return "\n".join(filter(None, lines))
 
 
 def differences(earlier: str, run) -> list[str]:
@@ -129,29 +122,24 @@ def differences(earlier: str, run) -> list[str]:
 
     Where things lie, and on what they are computed, may differ.
     """
-    current, free = _all_lines(run), _free(run)
-    defaults = {
-        field.name: field.default
-        for group in groups_of(run)
-        for field in dataclasses.fields(group)
-        if getattr(group, field.name) == field.default
-    }
+    settings = {field.name: (field, value) for field, value in _fields(run)}
+    free = {name for name, (field, _) in settings.items() if field.metadata["free"]}
     found = {
-        _name(line, current): line
+        _name(line, settings): line
         for line in earlier.splitlines()
         if line.startswith("--")
     }
-    names = [
-        name
-        for name in {**found, **current}
+    current = {
+        name: _line(field, value)
+        for name, (field, value) in settings.items()
         # A setting that did not exist then had its default.
-        if name not in free and (name in found or name not in defaults)
-    ]
+        if name in found or value != field.default
+    }
     return [
         f"{found.get(name, f'no --{name}')} in the run directory, "
         f"{current.get(name) or f'no --{name}'} now"
-        for name in names
-        if found.get(name) != current.get(name)
+        for name in {**found, **current}
+        if found.get(name) != current.get(name) and name not in free
     ]
 
 
@@ -175,31 +163,20 @@ def values_in(path: Path) -> dict[str, str]:
     return dict(line.removeprefix("--").split("=", 1) for line in lines)
 
 
-def _lines(group):
-    """Returns the line of each setting by its name; None for one that is absent."""
-    lines = {}
-    for field in dataclasses.fields(group):
-        value = getattr(group, field.name)
-        if isinstance(value, bool):
-            lines[field.name] = f"--{'' if value else 'no'}{field.name}"
-        elif value is None:
-            lines[field.name] = None
-        else:
-            lines[field.name] = f"--{field.name}={_Serializer().serialize(value)}"
-    return lines
+def _fields(run):
+    """Yields the field and the value of each setting."""
+    for group in groups_of(run):
+        for field in dataclasses.fields(group):
+            yield field, getattr(group, field.name)
 
 
-def _all_lines(run):
-    return {k: line for group in groups_of(run) for k, line in _lines(group).items()}
-
-
-def _free(run):
-    return {
-        field.name
-        for group in groups_of(run)
-        for field in dataclasses.fields(group)
-        if field.metadata["free"]
-    }
+def _line(field, value):
+    """Returns the line of a setting; None for one that is absent."""
+    if isinstance(value, bool):
+        return f"--{'' if value else 'no'}{field.name}"
+    if value is None:
+        return None
+    return f"--{field.name}={_Serializer().serialize(value)}"
 
 
 def _name(line, known):
@@ -227,18 +204,16 @@ def expand_flagfiles(argv: list[str]) -> list[str]:
     Raises:
         flags.Error: If a file cannot be read, or includes itself.
     """
-    expanded = []
-    remaining = iter(argv)
+    expanded, remaining = [], iter(argv)
     for argument in remaining:
         name, equals, value = argument.lstrip("-").partition("=")
         if argument == "--":
             return [*expanded, argument, *remaining]
-        if not argument.startswith("-") or name != "flagfile":
+        if argument.startswith("-") and name == "flagfile":
+            value = value if equals else next(remaining, "")
+            expanded += _read_flagfile(value, Path(), ())
+        else:
             expanded.append(argument)
-            continue
-        if not equals:
-            value = next(remaining, "")
-        expanded += _read_flagfile(value, Path(), ())
     return expanded
 
 
@@ -246,18 +221,18 @@ def _read_flagfile(name, folder, including):
     path = name
     try:
         path = (folder / Path(name).expanduser()).resolve()
-        if not including and not path.exists():
-            shipped = [base / Path(name).name for base in _CONFIG_FOLDERS]
-            path = next((p for p in shipped if p.exists()), path)
+        shipped = _CONFIGS / Path(name).name
+        if not including and not path.exists() and shipped.exists():
+            path = shipped
         if path in including:
             raise flags.Error(f"the flagfile {path} includes itself")
         # Editors of some systems begin a file with a mark, which "-sig" leaves out.
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, ValueError, RuntimeError) as error:  # A NUL in it, or ~nobody.
-        known = sorted({p.name for base in _CONFIG_FOLDERS for p in base.glob("*.cfg")})
+        known = ", ".join(sorted(config.name for config in _CONFIGS.glob("*.cfg")))
         raise flags.Error(
             f"cannot read the flagfile {str(path)!r}: {error}. "
-            f"The configs that come with pni_tf: {', '.join(known)}"
+            f"The configs that come with pni_tf: {known}"
         ) from error
     result = []
     for line in map(str.strip, lines):

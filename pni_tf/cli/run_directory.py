@@ -8,15 +8,12 @@ from pathlib import Path
 
 from pni_tf import files
 from pni_tf.cli import flags
+from pni_tf.distribution.cluster import Cluster
 from pni_tf.settings.training import TrainingRun
 
 
 class RunDirectory:
-    """Paths of a run. `open` prepares the folder and guards what is in it.
-
-    Args:
-        path: The folder.
-    """
+    """Paths of a run. `open` prepares the folder and guards what is in it."""
 
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path)
@@ -36,23 +33,20 @@ class RunDirectory:
         self.workers = self.path / "workers"
         # Written last.
         self.finished = self.path / "finished"
-        self._lock = contextlib.ExitStack()
 
-    def open(
-        self, settings: TrainingRun, *, write: bool = True, several: bool = False
-    ) -> None:
+    @contextlib.contextmanager
+    def open(self, settings: TrainingRun, cluster: Cluster | None) -> Iterator[None]:
         """Creates the folder, or checks that it belongs to the same command.
 
-        Args:
-            settings: Those of the command.
-            write: Whether this process writes it; False for all workers but the chief.
-            several: Whether there are other workers, which write logs.
+        Keeps other processes from writing it meanwhile. Of a cluster the chief writes;
+        the others write logs only.
 
         Raises:
             ValueError: If the folder holds something else, a run with other flags, or
                 another process writes it.
             OSError: If it cannot be written.
         """
+        write = cluster is None or cluster.is_chief
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"--run_dir={self.path} is a file, not a folder")
         if self.flags.exists():
@@ -70,19 +64,17 @@ class RunDirectory:
                 "(it lacks flags.cfg). Use another folder"
             )
         if self.finished.exists() or not write:
-            return  # Everything stays as it is.
+            yield  # Everything stays as it is.
+            return
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            if several:
+            if cluster is not None:
                 self.workers.mkdir(exist_ok=True)
         except OSError as error:
             raise OSError(f"cannot write to --run_dir={self.path}: {error}") from error
-        self._lock.enter_context(files.lock(self.path, f"--run_dir={self.path}"))
-        files.write_text(self.flags, flags.flagfile(settings))
-
-    def close(self) -> None:
-        """Lets other processes write the folder; a process that dies does so too."""
-        self._lock.close()
+        with files.lock(self.path, f"--run_dir={self.path}"):
+            files.write_text(self.flags, flags.flagfile(settings))
+            yield
 
     @contextlib.contextmanager
     def log_of(self, worker: int) -> Iterator[None]:

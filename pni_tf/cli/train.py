@@ -27,12 +27,10 @@ def main(settings: TrainingRun) -> None:
         path = f"runs/{settings.data.dataset}_{network.model}_{noise}"
         storage = dataclasses.replace(settings.storage, run_dir=path)
         settings = dataclasses.replace(settings, storage=storage)
-    several = settings.devices.strategy == "multi_worker"
-    cluster = find_cluster() if several else None
-    with contextlib.closing(RunDirectory(settings.storage.run_dir)) as directory:
-        directory.open(
-            settings, write=cluster is None or cluster.is_chief, several=several
-        )
+    strategy = settings.devices.strategy
+    cluster = find_cluster() if strategy == "multi_worker" else None
+    directory = RunDirectory(settings.storage.run_dir)
+    with directory.open(settings, cluster):
         _run(settings, directory, cluster)
 
 
@@ -69,18 +67,19 @@ def _run(settings, directory, cluster):
 
 def _train(settings, directory, workers):
     from pni_tf.cli import train_finish, train_run
+    from pni_tf.data import load_dataset
 
     recipe, storage = settings.recipe, settings.storage
-    dataset = train_run.load(settings.data, recipe.computation.seed)
+    data = dataclasses.asdict(settings.data)
+    dataset = load_dataset(data.pop("dataset"), seed=recipe.computation.seed, **data)
     train_run.check_batches(recipe.optimisation.batch_size, dataset, workers.replicas)
     train_run.train(recipe, storage, directory, dataset, workers)
-    undefended = None
     if settings.final.compare_undefended:
         undefended = RunDirectory(directory.undefended)
         if workers.is_chief:
             undefended.path.mkdir(exist_ok=True)
         train_run.train(recipe.undefended(), storage, undefended, dataset, workers)
-    train_finish.finish(recipe, settings.final, directory, undefended, dataset, workers)
+    train_finish.finish(recipe, settings.final, directory, dataset, workers)
 
 
 if __name__ == "__main__":

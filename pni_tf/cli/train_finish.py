@@ -8,12 +8,12 @@ from pni_tf import files, plots
 from pni_tf.cli.run_directory import RunDirectory
 from pni_tf.data import Dataset
 from pni_tf.distribution.workers import Workers
-from pni_tf.evaluation import Column, Result, ResultStore, report, standard_scenarios
-from pni_tf.evaluation.robustness import evaluate_columns
+from pni_tf.evaluation import Column, ResultStore, report, standard_scenarios
+from pni_tf.evaluation.robustness import evaluate_robustness, progress_bar
 from pni_tf.export import export_saved_model
 from pni_tf.files import slug
 from pni_tf.settings.training import FinalEvaluation, Recipe
-from pni_tf.targets import Target, load_model, load_target
+from pni_tf.targets import load_model, load_target
 from pni_tf.training.assembly import training_attack
 from pni_tf.training.callbacks import HistoryFile
 
@@ -22,7 +22,6 @@ def finish(
     recipe: Recipe,
     final: FinalEvaluation,
     directory: RunDirectory,
-    undefended: RunDirectory | None,
     dataset: Dataset,
     workers: Workers,
 ) -> None:
@@ -33,35 +32,26 @@ def finish(
     if workers.is_chief and final.export:
         export_saved_model(load_model(directory.model), directory.saved_model)
     if final.evaluate:
-        targets = _targets(
-            recipe, final.eval_ensemble, directory, undefended, workers.devices
-        )
-        columns = evaluate(recipe, final, directory, targets, dataset, workers)
+        targets = _targets(recipe, final, directory, workers.devices)
+        columns = _evaluate(recipe, final, directory, targets, dataset, workers)
     if workers.is_chief:
         figures = {}
         if recipe.network.noise == "pni" and recipe.network.has_noise:
             figures["alphas"] = _alphas(directory)
             figures["alphas"].savefig(directory.path / "alphas.png", dpi=120)
         if final.evaluate:
-            target = next(iter(targets.values()))
-            figures["adversarial_examples"] = _pictures(recipe, target, dataset)
-            table = _write(recipe, dataset.info.name, directory, columns, figures)
+            epsilon, target = recipe.adversarial.epsilon, next(iter(targets.values()))
+            title = f"{dataset.info.name}, {recipe.network.model}, ε = {epsilon:.3g}"
+            examples = _examples(recipe, target, dataset, title)
+            figures["adversarial_examples"] = examples
+            _write(recipe, dataset, directory, columns, figures, title)
             shutil.rmtree(directory.batches, ignore_errors=True)
-            print("\n" + report.format_table(table))
-            print("\n" + report.describe(table))
         directory.finished.touch()
         print("\n" + _inventory(directory))
     workers.barrier()
 
 
-def evaluate(
-    recipe: Recipe,
-    final: FinalEvaluation,
-    directory: RunDirectory,
-    targets: dict[Column, Target],
-    dataset: Dataset,
-    workers: Workers,
-) -> dict[Column, list[Result]]:
+def _evaluate(recipe, final, directory, targets, dataset, workers):
     """Returns the standard table of some targets on the test images."""
     attack = recipe.adversarial
     scenarios = standard_scenarios(
@@ -70,56 +60,53 @@ def evaluate(
         expectation=final.eval_expectation,
         step_size_of={attack.attack_steps: attack.attack_step_size},
     )
-    count = final.eval_examples
     models = [
         directory.model,
         directory.best_model,
         directory.undefended / "model.keras",
     ]
     identity = [files.file_digest(path) for path in models if path.exists()]
-    return evaluate_columns(
-        targets,
-        dataset.test.images_float()[:count],
-        dataset.test.labels[:count],
-        scenarios,
-        draws=final.eval_draws,
-        store=lambda name: ResultStore(directory.batches / slug(name), identity),
-        seed=recipe.computation.seed,
-        workers=workers,
-    )
+    images, labels = dataset.test.images_float(), dataset.test.labels
+    return {
+        column: evaluate_robustness(
+            target,
+            images[: final.eval_examples],
+            labels[: final.eval_examples],
+            scenarios,
+            draws=final.eval_draws,
+            seed=recipe.computation.seed,
+            store=ResultStore(directory.batches / slug(column.name), identity),
+            progress=progress_bar(column.name),
+            workers=workers,
+        )
+        for column, target in targets.items()
+    }
 
 
-def _targets(recipe, ensemble, directory, undefended, devices):
+def _targets(recipe, final, directory, devices):
     target = load_target(directory.model, devices=devices)
-    is_adversarial = recipe.adversarial.adversarial
-    kind = "adversarial training" if is_adversarial else "no defence"
-    with_noise = f"with {recipe.network.noise_name}"
-    targets = {Column(kind="model", label=kind): target}
-    if target.noise_free is not None:
-        without = Column(kind="noise_off", label=f"without {recipe.network.noise_name}")
-        targets = {
-            Column(kind="noise_on", label=with_noise): target,
-            without: target.noise_free,
-        }
-    if ensemble > 1:
-        name = f"{with_noise}, mean of {ensemble}"
-        mean = Column(kind="mean", draws=ensemble, label=name)
-        targets[mean] = target.ensemble(ensemble)
+    noise, targets = recipe.network.noise_name, {}
+    if target.noise_free is None:
+        adversarial = recipe.adversarial.adversarial
+        name = "adversarial training" if adversarial else "no defence"
+        targets[Column(kind="model", label=name)] = target
+    else:
+        name = f"with {noise}"
+        targets[Column(kind="noise_on", label=name)] = target
+        targets[Column(kind="noise_off", label=f"without {noise}")] = target.noise_free
+    if (draws := final.eval_ensemble) > 1:
+        mean = Column(kind="mean", draws=draws, label=f"{name}, mean of {draws}")
+        targets[mean] = target.ensemble(draws)
     if directory.best_model.exists():
         best = load_target(directory.best_model, devices=devices)
-        name = with_noise if best.noise_free is not None else kind
         targets[Column(kind="best_epoch", label=f"{name}, best epoch")] = best
-    if undefended is not None:
-        plain = load_target(undefended.model, devices=devices)
+    if final.compare_undefended:
+        plain = load_target(directory.undefended, devices=devices)
         targets[Column(kind="undefended")] = plain
     return targets
 
 
-def _title(recipe, dataset):
-    return f"{dataset}, {recipe.network.model}, ε = {recipe.adversarial.epsilon:.3g}"
-
-
-def _pictures(recipe, target, dataset):
+def _examples(recipe, target, dataset, title):
     attack = training_attack(recipe.adversarial)
     images = dataset.test.images_float()[:8]
     labels = dataset.test.labels[:8]
@@ -132,25 +119,26 @@ def _pictures(recipe, target, dataset):
         target.predict(adversarial),
         epsilon=attack.epsilon,
         class_names=dataset.info.class_names,
-        title=f"PGD-{attack.steps}, {_title(recipe, dataset.info.name)}",
+        title=f"PGD-{attack.steps}, {title}",
     )
 
 
 def _alphas(directory):
     rows = HistoryFile(directory.history).read()
-    names = [name for name in rows[0] if name.startswith("alpha/")]
     values = {
         name.removeprefix("alpha/"): [float(row[name]) for row in rows]
-        for name in names
+        for name in rows[0]
+        if name.startswith("alpha/")
     }
     return plots.plot_alphas(values, title="Noise coefficient of each layer")
 
 
-def _write(recipe, dataset, directory, columns, figures):
-    model = recipe.network.model
+def _write(recipe, dataset, directory, columns, figures, title):
+    """Writes the report of the run, and prints its table."""
+    model, name = recipe.network.model, dataset.info.name
     evaluation = report.Evaluation(
         model=model,
-        dataset=dataset,
+        dataset=name,
         columns=columns,
         epsilon=recipe.adversarial.epsilon,
         training_seed=recipe.computation.seed,
@@ -158,12 +146,13 @@ def _write(recipe, dataset, directory, columns, figures):
     report.write(
         directory.path,
         evaluation,
-        title=_title(recipe, dataset),
-        intro=f"{model} on {dataset}, trained with `--flagfile=flags.cfg`; see "
+        title=title,
+        intro=f"{model} on {name}, trained with `--flagfile=flags.cfg`; see "
         "[flags.cfg](flags.cfg).",
         figures=figures,
     )
-    return evaluation.table
+    print("\n" + report.format_table(evaluation.table))
+    print("\n" + report.describe(evaluation.table))
 
 
 def _inventory(directory):

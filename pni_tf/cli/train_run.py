@@ -10,13 +10,12 @@ from pni_tf.cli.run_directory import RunDirectory
 from pni_tf.data import (
     Dataset,
     evaluation_batches,
-    load_dataset,
     steps_per_epoch,
     training_batches,
 )
 from pni_tf.distribution.workers import Workers
 from pni_tf.noise.graph import noise_wrappers
-from pni_tf.settings.training import Data, Recipe, Storage
+from pni_tf.settings.training import Recipe, Storage
 from pni_tf.training.assembly import assemble_trainer, training_attack
 from pni_tf.training.callbacks import (
     AdversarialImages,
@@ -25,19 +24,6 @@ from pni_tf.training.callbacks import (
     HistoryFile,
 )
 from pni_tf.training.checkpoints import Checkpoint
-
-
-def load(chosen: Data, seed: int) -> Dataset:
-    """Loads the dataset that the settings name."""
-    return load_dataset(
-        chosen.dataset,
-        data_dir=chosen.data_dir,
-        download=chosen.download,
-        train_examples=chosen.train_examples,
-        test_examples=chosen.test_examples,
-        validation_split=chosen.validation_split,
-        seed=seed,
-    )
 
 
 def train(
@@ -63,14 +49,10 @@ def train(
         if workers.is_chief:
             history.check(epochs)
         return
+    steps = steps_per_epoch(dataset.train, recipe.optimisation.batch_size)
     with workers.scope():
         trainer = assemble_trainer(
-            recipe,
-            dataset.info,
-            steps_per_epoch=steps_per_epoch(
-                dataset.train, recipe.optimisation.batch_size
-            ),
-            replicas=workers.replicas,
+            recipe, dataset.info, steps_per_epoch=steps, replicas=workers.replicas
         )
     checkpoint = Checkpoint(
         directory.checkpoints,
@@ -83,11 +65,7 @@ def train(
     start = checkpoint.restore(trainer)
     if workers.is_chief:
         history.check(start.epoch)
-    trainable = sum(int(tf.size(v)) for v in trainer.model.trainable_variables)
-    print(
-        f"\n{directory.path}: {_headline(recipe, dataset, trainable)}, "
-        f"{_place(recipe.optimisation, workers, start)}"
-    )
+    print(f"\n{directory.path}: {_headline(recipe, dataset, trainer, workers, start)}")
     if start.epoch < epochs:
         callbacks = [
             # First, to keep the entries of AlphaLogger off the screen.
@@ -96,29 +74,18 @@ def train(
             AlphaLogger(),
         ]
         if workers.is_chief:
-            adversarial = recipe.adversarial
-            if storage.tensorboard:
-                callbacks += _for_tensorboard(directory, adversarial, dataset.test)
-            if dataset.validation is not None:
-                callbacks.append(_best_model(directory, history, adversarial, start))
-            callbacks.append(history)
-        try:
-            _fit(recipe, dataset, workers, trainer, checkpoint, callbacks)
-        except FloatingPointError as error:
-            kept = "No epoch was finished."
-            if directory.checkpoints.exists():
-                kept = f"The last good checkpoint is in {directory.checkpoints}."
-            raise RuntimeError(
-                f"{error} {kept} Try a smaller --learning_rate, in a new --run_dir"
-            ) from error
+            callbacks += _writers(
+                recipe.adversarial, storage, directory, dataset, history, start
+            )
+        _fit(recipe, directory, dataset, workers, trainer, checkpoint, callbacks)
     workers.check_agreement(_states(trainer))
     if workers.is_chief:
         trainer.save(directory.model)
     workers.barrier()  # The others will look for the file.
 
 
-def _fit(recipe, dataset, workers, trainer, checkpoint, callbacks):
-    """Trains from the checkpoint on; raises a FloatingPointError if that diverges."""
+def _fit(recipe, directory, dataset, workers, trainer, checkpoint, callbacks):
+    """Trains from the checkpoint on; raises a RuntimeError if that diverges."""
     epochs, batch_size = recipe.optimisation.epochs, recipe.optimisation.batch_size
 
     def batches(position):
@@ -154,22 +121,25 @@ def _fit(recipe, dataset, workers, trainer, checkpoint, callbacks):
                 callbacks=callbacks,
                 verbose=1 if sys.stdout.isatty() else 2,
             )
+        (epoch, _), *_ = workers.gather([*checkpoint.position()])  # The chief's.
+        if epoch < epochs:  # It saves finite weights only.
+            raise RuntimeError("NaN or Inf weights after the last step.")
     except RuntimeError as error:
-        if "NaN or Inf loss" not in str(error):  # Keras has no class for it.
+        if "NaN or Inf" not in str(error):  # Keras has no class for it.
             raise
-        raise FloatingPointError(str(error)) from error
-    (epoch, _), *_ = workers.gather([*checkpoint.position()])  # The chief's.
-    if epoch < epochs:  # It saves finite weights only.
-        raise FloatingPointError("NaN or Inf weights after the last step.")
+        kept = "No epoch was finished."
+        if directory.checkpoints.exists():
+            kept = f"The last good checkpoint is in {directory.checkpoints}."
+        raise RuntimeError(
+            f"{error} {kept} Try a smaller --learning_rate, in a new --run_dir"
+        ) from error
 
 
 def check_batches(batch_size: int, dataset: Dataset, replicas: int) -> None:
     """Raises a ValueError if a batch holds fewer images than there are replicas."""
     sizes = {"--batch_size": batch_size}
-    for name, split in (
-        ("training", dataset.train),
-        ("validation", dataset.validation),
-    ):
+    splits = {"training": dataset.train, "validation": dataset.validation}
+    for name, split in splits.items():
         if split is not None:
             last = len(split) % batch_size or batch_size
             sizes[f"the last batch of the {len(split)} {name} images"] = last
@@ -189,52 +159,49 @@ def _states(trainer):
     return [*trainer.weights, *trainer.optimizer.variables, *states]
 
 
-def _for_tensorboard(directory, adversarial, test):
-    found = [EpochTensorBoard(directory.tensorboard, write_graph=False)]
-    if adversarial.adversarial:
-        found.append(
-            AdversarialImages(
-                test.images_float()[:8],
-                test.labels[:8],
-                training_attack(adversarial),
-                directory.tensorboard / "images",
-            )
+def _writers(adversarial, storage, directory, dataset, history, start):
+    """Returns the callbacks that write files, which are for the chief."""
+    found = []
+    if storage.tensorboard:
+        found.append(EpochTensorBoard(directory.tensorboard, write_graph=False))
+    if storage.tensorboard and adversarial.adversarial:
+        images = AdversarialImages(
+            dataset.test.images_float()[:8],
+            dataset.test.labels[:8],
+            training_attack(adversarial),
+            directory.tensorboard / "images",
         )
-    return found
+        found.append(images)
+    if dataset.validation is not None:
+        kind = "adversarial" if adversarial.adversarial else "clean"
+        monitor = f"val_{kind}_accuracy"
+        # Rows of epochs that will be trained again do not count.
+        rows = [row for row in history.read() if int(row["epoch"]) <= start.epoch]
+        earlier = [float(row[monitor]) for row in rows]
+        best = keras.callbacks.ModelCheckpoint(
+            directory.best_model,
+            monitor=monitor,
+            mode="max",
+            save_best_only=True,
+            initial_value_threshold=max(earlier, default=None),
+        )
+        found.append(best)
+    return [*found, history]
 
 
-def _best_model(directory, history, adversarial, start):
-    kind = "adversarial" if adversarial.adversarial else "clean"
-    monitor = f"val_{kind}_accuracy"
-    # Rows of epochs that will be trained again do not count.
-    earlier = [
-        float(row[monitor])
-        for row in history.read()
-        if int(row["epoch"]) <= start.epoch
-    ]
-    return keras.callbacks.ModelCheckpoint(
-        directory.best_model,
-        monitor=monitor,
-        mode="max",
-        save_best_only=True,
-        initial_value_threshold=max(earlier, default=None),
-    )
-
-
-def _headline(recipe, dataset, trainable):
-    network = recipe.network
+def _headline(recipe, dataset, trainer, workers, start):
+    """Returns what is trained, on what, and from where on."""
+    network, chosen = recipe.network, recipe.optimisation
     kind = "adversarial" if recipe.adversarial.adversarial else "plain"
     noise = network.noise_name
     if network.noise == "pni":
         noise = f"PNI-{network.pni.upper()}" if network.has_noise else "no noise"
-    return (
+    trainable = sum(int(tf.size(v)) for v in trainer.model.trainable_variables)
+    text = (
         f"{kind} training of {network.model} ({trainable:,} trainable parameters, "
-        f"{noise}) on {len(dataset.train):,} images of {dataset.info.name}"
+        f"{noise}) on {len(dataset.train):,} images of {dataset.info.name}, "
+        f"{chosen.epochs} epochs"
     )
-
-
-def _place(chosen, workers, start):
-    text = f"{chosen.epochs} epochs"
     if workers.replicas > 1:
         text += f", {workers.replicas} replicas on {workers.count} worker(s)"
     if chosen.base_batch_size is not None:

@@ -130,14 +130,10 @@ def certify(
     https://arxiv.org/abs/1902.02918, section 3.2.
     """
     wrapper = pixeldp_wrapper(model)
-    for name, value in (
-        ("draws", draws),
-        ("selection_draws", selection_draws),
-        ("batch_size", batch_size),
-    ):
-        check_number(name, value, minimum=1, integer=True)
-    if not 0 < failure < 1:
-        raise ValueError(f"`failure` must be in (0, 1). Received: failure={failure}")
+    check_number("draws", draws, minimum=1, integer=True)
+    check_number("selection_draws", selection_draws, minimum=1, integer=True)
+    check_number("batch_size", batch_size, minimum=1, integer=True)
+    check_number("failure", failure, above=0, below=1)
     # As the model is now: its normalisation or kernel may have been set since.
     bound = bounded_sensitivity(model, wrapper, wrapper.distribution)
     kernel = tf.cast(tf.convert_to_tensor(wrapper.layer.kernel), "float64")
@@ -180,40 +176,35 @@ def certify(
         np.concatenate([part[name] for part in parts])
         for name in ("scores", "votes", "selection")
     )
-    common = {
-        "norm": bound.norm,
-        "draws": draws,
-        "failure": failure,
-        "labels": labels,
-    }
-    certificates = []
+    certified, every = [], np.arange(len(images))
     for method, values, bounds in (
         ("PixelDP, Hoeffding", scores / draws, hoeffding_bounds),
         ("PixelDP, Clopper-Pearson", votes, clopper_pearson_bounds),
     ):
         lower, upper = bounds(values, draws, failure / (2 * target.num_classes))
         predictions = values.argmax(1)
-        best = np.take_along_axis(lower, predictions[:, None], 1)[:, 0]
-        np.put_along_axis(upper, predictions[:, None], -1, 1)
+        best = lower[every, predictions]
+        upper[every, predictions] = -1
         radii = pixeldp_radius(
             best, upper.max(1), distribution=wrapper.distribution, **noise
         )
-        certificates.append(
-            Certificate(method=method, predictions=predictions, radii=radii, **common)
-        )
+        certified.append((method, predictions, radii))
     if wrapper.distribution == "gaussian":
         predictions = selection.argmax(1)
-        counts = np.take_along_axis(votes, predictions[:, None], 1)[:, 0]
-        lower, _ = clopper_pearson_bounds(counts, draws, failure)
-        certificates.append(
-            Certificate(
-                method="Cohen",
-                predictions=predictions,
-                radii=cohen_radius(lower, **noise),
-                **common,
-            )
+        lower, _ = clopper_pearson_bounds(votes[every, predictions], draws, failure)
+        certified.append(("Cohen", predictions, cohen_radius(lower, **noise)))
+    return [
+        Certificate(
+            method=method,
+            norm=bound.norm,
+            draws=draws,
+            failure=failure,
+            labels=labels,
+            predictions=predictions,
+            radii=radii,
         )
-    return certificates
+        for method, predictions, radii in certified
+    ]
 
 
 def pixeldp_wrapper(model: keras.Model) -> FixedNoise:
@@ -245,17 +236,14 @@ def _counter(target):
         input_signature=[shape, tf.TensorSpec([], tf.int32)], autograph=False
     )
     def count(images, draws):
-        def add(i, scores, votes):
+        def add(sums, _):
             logits = target.logits(images)
-            scores += tf.cast(tf.nn.softmax(logits), tf.float64)
-            votes += tf.one_hot(tf.argmax(logits, -1), classes, dtype=tf.int32)
-            return i + 1, scores, votes
+            scores = tf.cast(tf.nn.softmax(logits), tf.float64)
+            votes = tf.one_hot(tf.argmax(logits, -1), classes, dtype=tf.int32)
+            return sums[0] + scores, sums[1] + votes
 
         zeros = tf.zeros([tf.shape(images)[0], classes], tf.int32)
-        start = (0, tf.cast(zeros, tf.float64), zeros)
-        _, *sums = tf.while_loop(
-            lambda i, *_: i < draws, add, start, parallel_iterations=1
-        )
-        return sums
+        start = (tf.cast(zeros, tf.float64), zeros)
+        return tf.foldl(add, tf.range(draws), start, parallel_iterations=1)
 
     return lambda images, draws: [s.numpy() for s in count(images, draws)]

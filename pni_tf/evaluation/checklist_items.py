@@ -1,6 +1,8 @@
-"""The lines of the checklist, from results alone: a table of checks and their rules."""
+"""The checklist, from results alone: a table of checks and their rules."""
 
 import dataclasses
+import functools
+import itertools
 from collections.abc import Callable
 
 from pni_tf.evaluation import significance
@@ -44,25 +46,67 @@ class Item:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Evidence:
-    """What the checklist is judged by.
+class Checklist:
+    """What attacks have found, and what follows from it. Made by `run_checklist`.
 
     Attributes:
-        results: The result of each attack by its key, as of `run_checklist`.
+        attacks: The result of each attack by its key.
         curves: The points of each curve (`"epsilon"`, `"draws"`) by their value.
-        headline: The worst case of all.
+        headline: The number to quote: the worst case over all attacks within the ball,
+            image by image.
         draws: Draws that score each image.
     """
 
-    results: dict[str, Result]
+    attacks: dict[str, Result]
     curves: dict[str, dict[float, Result]]
     headline: Result
     draws: int = LEAST_DRAWS
 
+    @functools.cached_property
+    def items(self) -> list[Item]:
+        """One for each check."""
+        return [
+            Item(name=name, source=source, **rule(self))
+            for source, checks in _CHECKS.items()
+            for name, rule in checks.items()
+        ]
+
+    @property
+    def results(self) -> dict[str, Result]:
+        """All results by name: a key, or `"epsilon 0.1"` for a point of a curve."""
+        points = {
+            f"{kind} {value:.6g}": result
+            for kind, curve in self.curves.items()
+            for value, result in curve.items()
+        }
+        return {**self.attacks, **points}
+
+    def to_json(self) -> dict:
+        """Returns the content as JSON can hold it."""
+        return {
+            "items": [dataclasses.asdict(item) for item in self.items],
+            "headline": self.headline.summary(),
+            "results": {k: r.summary() for k, r in self.results.items()},
+        }
+
+    def to_markdown(self) -> str:
+        """Returns a table with the status, the numbers and the meaning of each item."""
+        lines = [
+            "| check | status | numbers (%) | meaning |",
+            "| --- | --- | --- | --- |",
+        ]
+        for item in self.items:
+            numbers = ", ".join(f"{k} {100 * v:.2f}" for k, v in item.numbers.items())
+            lines.append(
+                f"| {item.name} ({item.source}) | {item.status} | {numbers or '-'} | "
+                f"{item.meaning} |"
+            )
+        return "\n".join(lines)
+
     def get(self, key: str) -> Result | None:
         """Returns a result; `"white-box"` is the strongest of those with gradients."""
         if key != "white-box":
-            return self.results.get(key)
+            return self.attacks.get(key)
         white = [self.get(k) for k in ("pgd", "apgd-ce", "apgd-dlr")]
         return min(filter(None, white), key=lambda r: r.mean, default=None)
 
@@ -71,28 +115,17 @@ class Evidence:
         return dict(sorted(self.curves.get(kind, {}).items()))
 
 
-# Status, numbers and meaning.
-Verdict = tuple[str, dict[str, float], str]
-Rule = Callable[[Evidence], Verdict]
+# Returns status, numbers and meaning of an item.
+Rule = Callable[[Checklist], dict[str, object]]
 
 
-def judge(evidence: Evidence) -> list[Item]:
-    """Returns the items that follow from results."""
-    items = []
-    for source, checks in _CHECKS.items():
-        for name, rule in checks.items():
-            status, numbers, meaning = rule(evidence)
-            item = {"status": status, "numbers": numbers, "meaning": meaning}
-            items.append(Item(name=name, source=source, **item))
-    return items
+def _verdict(good, numbers, if_good, if_bad):
+    status, meaning = (PASS, if_good) if good else (FAIL, if_bad)
+    return {"status": status, "numbers": numbers, "meaning": meaning}
 
 
-def _verdict(good, numbers, if_good, if_bad) -> Verdict:
-    return PASS if good else FAIL, numbers, if_good if good else if_bad
-
-
-def _not_run(reason) -> Verdict:
-    return NOT_RUN, {}, reason
+def _not_run(reason):
+    return {"status": NOT_RUN, "numbers": {}, "meaning": reason}
 
 
 def _lower(a: Result, b: Result) -> bool:
@@ -140,7 +173,7 @@ def _larger_bound(evidence):
     curve = evidence.curve("epsilon")
     if len(curve) < 2:
         return _not_run("the curve was not run")
-    pairs = zip(curve, list(curve)[1:], strict=False)
+    pairs = itertools.pairwise(curve)
     rises = [f"{b:.4g}" for a, b in pairs if _lower(curve[a], curve[b])]
     first, *_, last = curve.values()
     # A network without any robustness has nothing left to lose.

@@ -4,7 +4,7 @@ import dataclasses
 
 from pni_tf.attacks import PGD
 from pni_tf.checks import check_choice
-from pni_tf.evaluation.results import Result, Scenario
+from pni_tf.evaluation.results import Result
 from pni_tf.evaluation.robustness import evaluate_robustness
 from pni_tf.evaluation.suites import scenario_of
 from pni_tf.targets import Target
@@ -12,7 +12,6 @@ from pni_tf.targets import Target
 CURVES = ("epsilon", "steps", "draws")
 _STEPS = (1, 2, 5, 10, 20, 50, 100)
 _DRAWS = (1, 2, 5, 10, 20, 50)
-_SHARES_OF_EPSILON = (0.25, 0.5, 1, 2, 4)
 
 
 def evaluate_curve(
@@ -50,27 +49,24 @@ def evaluate_curve(
     Reference: the paper's Fig. 3; https://arxiv.org/abs/1902.06705, section 4.
     """
     check_choice("kind", kind, CURVES)
-    scenarios = {}
-    for value in _default(kind, attack) if values is None else values:
-        scenarios[value] = _scenario(kind, value, target, attack, expectation)
+    if values is None:
+        shares = (0.25, 0.5, 1, 2, 4)
+        epsilons = (*(share * attack.epsilon for share in shares), 1.0)
+        values = {"epsilon": epsilons, "steps": _STEPS, "draws": _DRAWS}[kind]
     if kind == "draws" and not target.stochastic:
-        scenarios = dict(list(scenarios.items())[:1])
+        values = values[:1]
+    scenarios = {v: _scenario(kind, v, target, attack, expectation) for v in values}
     results = evaluate_robustness(
         target, images, labels, list(scenarios.values()), **options
     )
     return dict(zip(scenarios, results, strict=True))
 
 
-def _default(kind, attack):
-    if kind == "epsilon":
-        return (*(share * attack.epsilon for share in _SHARES_OF_EPSILON), 1.0)
-    return _STEPS if kind == "steps" else _DRAWS
-
-
-def _scenario(kind, value, target, attack, expectation) -> Scenario:
-    changes = {kind: value} if kind != "draws" else {}
-    attack = dataclasses.replace(attack, **changes)
+def _scenario(kind, value, target, attack, expectation):
+    if kind == "draws":
+        expectation = value
+    else:
+        attack = dataclasses.replace(attack, **{kind: value})
     size = 2.5 * attack.epsilon / max(attack.steps, 1)
     attack = dataclasses.replace(attack, step_size=size)
-    draws = value if kind == "draws" else expectation
-    return scenario_of(attack, target, draws, name=f"{kind} {value:.6g}")
+    return scenario_of(attack, target, expectation, name=f"{kind} {value:.6g}")

@@ -87,17 +87,7 @@ def turned_around(
     """Returns the first images that are right, and wrong under the first attack.
 
     Both by the mean of the probabilities over some draws. None if there is no such
-    image, or the target gives labels only.
-
-    Args:
-        target: What was attacked.
-        images: Float32 `[N, H, W, C]` in `[0, 1]`.
-        results: Its results; the first one of an attack is taken.
-        store: Holds its adversarial images.
-        count: How many at most.
-        draws: Draws of the noise in a mean.
-        epsilon: Scales the perturbation in a figure.
-        class_names: One name a class, or None.
+    image, or the target gives labels only. The store holds the adversarial images.
     """
     result = next((r for r in results if r.kind == "attack"), None)
     if result is None or target.labels_only:

@@ -80,12 +80,9 @@ def cohen_radius(
 def hoeffding_bounds(
     means: np.ndarray, draws: int, failure: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns bounds on expectations of values in `[0, 1]`, each side on its own.
+    """Returns bounds on expectations of values in `[0, 1]`, from means over draws.
 
-    Args:
-        means: Means over `draws` independent draws.
-        draws: Number of draws.
-        failure: Probability that one bound fails.
+    The draws are independent, and each side fails with the probability `failure`.
     """
     width = np.sqrt(np.log(1 / failure) / (2 * draws))
     return np.maximum(means - width, 0), np.minimum(means + width, 1)
@@ -94,12 +91,9 @@ def hoeffding_bounds(
 def clopper_pearson_bounds(
     counts: np.ndarray, draws: int, failure: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns exact bounds on the probability of an event, each side on its own.
+    """Returns exact bounds on the probability of an event, from its counts in draws.
 
-    Args:
-        counts: How often the event occurred.
-        draws: Number of independent draws.
-        failure: Probability that one bound fails.
+    The draws are independent, and each side fails with the probability `failure`.
     """
     check_number("draws", draws, minimum=1, integer=True)
     counts = np.asarray(counts)

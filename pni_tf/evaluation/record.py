@@ -5,10 +5,10 @@ Nobody else knows their keys. Who only reads them needs no TensorFlow.
 
 import csv
 import dataclasses
+import itertools
 import json
 import os
 import re
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -125,22 +125,15 @@ class SavedEvaluation:
     pictures: list[dict]
 
 
-def write_json(path: str | os.PathLike, evaluation, warnings: list[str]) -> None:
-    """Writes an evaluation.json, whole or not at all.
-
-    Args:
-        path: The file.
-        evaluation: A `report.Evaluation`.
-        warnings: The warnings of all its results, in lines.
-    """
-    found = evaluation
+def write_json(path: str | os.PathLike, found) -> None:
+    """Writes a `report.Evaluation` as evaluation.json, whole or not at all."""
     content = {
         "model": found.model,
         "dataset": found.dataset,
         "epsilon": found.epsilon,
         "training_seed": found.training_seed,
         "data": found.data,
-        "warnings": warnings,
+        "warnings": found.warnings.splitlines(),
         "substitutes": found.substitutes,
         "curves": {
             kind: {
@@ -284,29 +277,38 @@ def write_csv(path: str | os.PathLike, columns: dict[str, list]) -> None:
     The columns are network, scenario, image (its index), label, correct_draws, draws,
     predictions (the label of each draw, separated by spaces), and for an attack its
     claim (1 or 0), the norms of the perturbation, queries, gradient evaluations and the
-    class that a targeted attack aimed at.
-
-    Args:
-        path: The file; it is replaced in one step.
-        columns: The results of each network by its name.
+    class that a targeted attack aimed at. The file is replaced in one step.
     """
+    rows = (_per_example(name, r) for name, found in columns.items() for r in found)
+    _write_rows(path, _CSV_COLUMNS, itertools.chain.from_iterable(rows))
+
+
+def write_certificates(path: str | os.PathLike, certificates: list) -> None:
+    """Writes one line for each method and image: label, prediction and radius."""
+    rows = (
+        (c.method, c.norm, i, c.labels[i], c.predictions[i], f"{radius:.6g}")
+        for c in certificates
+        for i, radius in enumerate(c.radii)
+    )
+    header = ("method", "norm", "image", "label", "prediction", "radius")
+    _write_rows(path, header, rows)
+
+
+def _write_rows(path, header, rows):
     with files.replacing(path) as scratch, scratch.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(_CSV_COLUMNS)
-        for network, results in columns.items():
-            for result in results:
-                writer.writerows(_per_example(network, result))
+        writer.writerow(header)
+        writer.writerows(rows)
 
 
-def _per_example(network, result) -> Iterable[list]:
+def _per_example(network, result):
     correct = np.sum(result.predictions == result.labels, axis=0)
     for i, label in enumerate(result.labels):
         cells = [network, result.scenario.name, i, label, correct[i], result.draws]
         cells.append(" ".join(map(str, result.predictions[:, i])))
-        if result.claimed is None:
-            cells += [""] * 6
-        else:
-            cells += [
+        attacked = [""] * 6
+        if result.claimed is not None:
+            attacked = [
                 int(result.claimed[i]),
                 f"{result.l2[i]:.6g}",
                 f"{result.linf[i]:.6g}",
@@ -314,7 +316,7 @@ def _per_example(network, result) -> Iterable[list]:
                 result.gradients[i],
                 "" if result.towards is None else result.towards[i],
             ]
-        yield cells
+        yield cells + attacked
 
 
 def read_shares(path: str | os.PathLike) -> dict[tuple[str, str], np.ndarray]:

@@ -1,8 +1,6 @@
 """Tables, files and figures of an evaluation."""
 
-import csv
 import dataclasses
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -96,9 +94,9 @@ def write(
     """
     found, table = evaluation, evaluation.table
     record.write_csv(directory / "per_example.csv", table)
-    record.write_json(directory / "evaluation.json", found, found.warnings.splitlines())
+    record.write_json(directory / "evaluation.json", found)
     if found.certificates is not None:
-        write_certificates(directory / "certificates.csv", found.certificates)
+        record.write_certificates(directory / "certificates.csv", found.certificates)
     figures = {**_figures(found, title), **(figures or {})}
     for name, figure in figures.items():
         figure.savefig(directory / f"{name}.png", dpi=120)
@@ -150,15 +148,21 @@ def format_table(columns: Table) -> str:
     A random network shows mean ± standard deviation over single draws, a deterministic
     one its accuracy. Rows are scenarios, in the order of the first column.
     """
-    rows = list(dict.fromkeys(r.scenario.name for c in columns.values() for r in c))
-    lines = [["accuracy (%)", *columns]]
-    for row in rows:
-        found = [
-            next((r for r in results if r.scenario.name == row), None)
-            for results in columns.values()
-        ]
-        lines.append([row, *map(_cell, found)])
-    return _aligned(lines)
+    cells = [{r.scenario.name: _cell(r) for r in c} for c in columns.values()]
+    rows = dict.fromkeys(name for column in cells for name in column)
+    lines = [[row, *(column.get(row, "not run") for column in cells)] for row in rows]
+    return _aligned([["accuracy (%)", *columns], *lines])
+
+
+# By its heading: the key of a cost, its format and its scale.
+_COSTS = {
+    "claimed (%)": ("claimed", ".2f", 100),
+    "upheld (%)": ("upheld", ".2f", 100),
+    "mean L2": ("l2_mean_of_claimed", ".4g", 1),
+    "mean Linf": ("linf_mean_of_claimed", ".4g", 1),
+    "queries": ("queries_mean", ",.0f", 1),
+    "gradients": ("gradients_mean", ",.0f", 1),
+}
 
 
 def format_costs(columns: Table) -> str:
@@ -168,12 +172,7 @@ def format_costs(columns: Table) -> str:
     that found them; upheld is the share of those claims that fresh draws confirm. The
     norms are means over the claimed images, the costs over all.
     """
-    lines = [
-        [
-            *("network", "attack", "claimed (%)", "upheld (%)", "mean L2", "mean Linf"),
-            *("queries", "gradients"),
-        ]
-    ]
+    lines = []
     for network, results in columns.items():
         done = []
         for result in results:
@@ -182,8 +181,14 @@ def format_costs(columns: Table) -> str:
             repeats = not result.stochastic and attack in done
             done.append(attack)
             if result.claimed is not None and not repeats:
-                lines.append([network, result.scenario.name, *_costs(result)])
-    return _aligned(lines) if len(lines) > 1 else ""
+                numbers = result.summary()
+                numbers["claimed"] = 1 - result.claimed_accuracy
+                costs = [
+                    "-" if numbers[key] is None else format(scale * numbers[key], form)
+                    for key, form, scale in _COSTS.values()
+                ]
+                lines.append([network, result.scenario.name, *costs])
+    return _aligned([["network", "attack", *_COSTS], *lines]) if lines else ""
 
 
 def describe(columns: Table) -> str:
@@ -217,13 +222,12 @@ def describe(columns: Table) -> str:
 
 def format_certificates(certificates: list[Certificate]) -> str:
     """Returns a Markdown table of the accuracy that is certified at some radii."""
-    radii = round_radii(certificates)
-    norm = certificates[0].norm.upper()
-    lines = [[f"certified accuracy (%) at {norm} radius", *map("{:.3g}".format, radii)]]
+    first, radii = certificates[0], round_radii(certificates)
+    heading = f"certified accuracy (%) at {first.norm.upper()} radius"
+    lines = [[heading, *map("{:.3g}".format, radii)]]
     for certificate in certificates:
         cells = [f"{100 * certificate.accuracy(radius):.2f}" for radius in radii]
         lines.append([certificate.method, *cells])
-    first = certificates[0]
     note = (
         f"{len(first.labels)} images, {first.draws:,} draws each; a radius is wrong "
         f"with probability {first.failure:g} at most. At 0 stands the accuracy of the "
@@ -231,21 +235,6 @@ def format_certificates(certificates: list[Certificate]) -> str:
         "Linf ball of the same radius."
     )
     return f"{_aligned(lines)}\n\n{note}"
-
-
-def write_certificates(
-    path: str | os.PathLike, certificates: list[Certificate]
-) -> None:
-    """Writes one line for each method and image: label, prediction and radius."""
-    with files.replacing(path) as scratch, scratch.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["method", "norm", "image", "label", "prediction", "radius"])
-        for each in certificates:
-            rows = zip(each.labels, each.predictions, each.radii, strict=True)
-            for i, (label, prediction, radius) in enumerate(rows):
-                writer.writerow(
-                    [each.method, each.norm, i, label, prediction, f"{radius:.6g}"]
-                )
 
 
 def format_settings(columns: Table) -> str:
@@ -271,23 +260,6 @@ def format_warnings(results: Iterable[Result]) -> str:
     return "\n".join(f"warning: {', '.join(n)}: {text}" for text, n in rows.items())
 
 
-def _costs(result):
-    numbers = result.summary()
-
-    def cell(name, form, scale=1):
-        value = numbers[name]
-        return "-" if value is None else format(scale * value, form)
-
-    return [
-        f"{100 * (1 - result.claimed_accuracy):.2f}",
-        cell("upheld", ".2f", 100),
-        cell("l2_mean_of_claimed", ".4g"),
-        cell("linf_mean_of_claimed", ".4g"),
-        cell("queries_mean", ",.0f"),
-        cell("gradients_mean", ",.0f"),
-    ]
-
-
 def _aligned(lines):
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     lines.insert(1, ["-" * width for width in widths])
@@ -297,8 +269,5 @@ def _aligned(lines):
 
 
 def _cell(result):
-    if result is None:
-        return "not run"
-    if not result.stochastic:
-        return f"{100 * result.mean:.2f}"
-    return f"{100 * result.mean:.2f} ± {100 * result.std:.2f}"
+    spread = f" ± {100 * result.std:.2f}" if result.stochastic else ""
+    return f"{100 * result.mean:.2f}{spread}"

@@ -54,10 +54,8 @@ class Scenario:
                 "cross its ball"
             )
         if isinstance(self.attack, Transfer):
-            found += [
-                f"source: {w}" for w in getattr(self.attack.source, "warnings", ())
-            ]
-            return tuple(found)
+            of_source = getattr(self.attack.source, "warnings", ())
+            return (*found, *(f"source: {warning}" for warning in of_source))
         if attack is None or not stochastic:
             return tuple(found)
         if self.expectation == 1:
@@ -273,10 +271,7 @@ def worst_cases(results: list[Result]) -> list[Result]:
             balls.setdefault(result.scenario.ball, []).append(result)
     clean = [r for r in results if r.scenario.attack is None]
     several = {ball: found for ball, found in balls.items() if len(found) > 1}
-    unions = []
-    for (norm, epsilon), found in several.items():
-        name = "worst case"
-        if len(several) > 1:
-            name += f" {norm} ε={epsilon:.4g}"
-        unions.append(union([*clean, *found], name=name))
-    return unions
+    name = "worst case" if len(several) == 1 else "worst case {} ε={:.4g}"
+    return [
+        union([*clean, *found], name.format(*ball)) for ball, found in several.items()
+    ]

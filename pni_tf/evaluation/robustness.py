@@ -14,16 +14,11 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from pni_tf import files
-from pni_tf.attacks import (
-    CarliniWagnerL2,
-    ExpectationOverNoise,
-    Outcome,
-    probe_gradient,
-)
+from pni_tf.attacks import CarliniWagnerL2, ExpectationOverNoise, probe_gradient
 from pni_tf.attacks.base import fold_in
 from pni_tf.checks import check_number, validate_images, validate_labels
 from pni_tf.distribution.workers import Workers
-from pni_tf.evaluation.record import RULE, Column
+from pni_tf.evaluation.record import RULE
 from pni_tf.evaluation.results import Result, Scenario
 from pni_tf.evaluation.store import ResultStore, examples_digest
 from pni_tf.targets import Target
@@ -87,23 +82,16 @@ def evaluate_robustness(
         raise ValueError("Several workers need a `store` in a folder that they share")
     images = validate_images(images, image_shape=target.image_shape)
     labels = validate_labels(labels, target.num_classes, num_examples=len(images))
-    engine = _Engine(
-        target=target,
-        images=images,
-        labels=labels,
-        settings={
-            "images": examples_digest(images, labels),
-            "draws": int(draws) if target.stochastic else 1,  # JSON knows no NumPy.
-            "batch_size": int(batch_size),
-            "seed": int(seed),
-        },
-        store=store,
-        workers=workers,
-    )
+    settings = {
+        "images": examples_digest(images, labels),
+        "draws": int(draws) if target.stochastic else 1,  # JSON knows no NumPy.
+        "batch_size": int(batch_size),
+        "seed": int(seed),
+    }
+    engine = _Engine(target, images, labels, settings, store, workers)
     probe = None
     if any(scenario.gradient_based for scenario in scenarios):
-        batch = slice(batch_size)
-        probe = probe_gradient(target.logits, images[batch], labels[batch])
+        probe = probe_gradient(target.logits, images[:batch_size], labels[:batch_size])
     results = []
     for scenario in scenarios:
         if target.probabilities and isinstance(scenario.attack, CarliniWagnerL2):
@@ -122,14 +110,15 @@ def evaluate_robustness(
             "target": target.name,
             "stochastic": target.stochastic,
             "labels": labels,
-            "seed": engine.settings["seed"],
+            "seed": int(seed),
             "warnings": tuple(dict.fromkeys(warnings)),
             "ensemble": target.draws,
         }
-        twin = next((r for r in results if _same_attack(r.scenario, scenario)), None)
-        if twin is not None and not target.stochastic:
+        what = scenario.attack, scenario.towards
+        same = [r for r in results if (r.scenario.attack, r.scenario.towards) == what]
+        if same and not target.stochastic:
             # Without noise there is nothing that an expectation would change.
-            results.append(dataclasses.replace(twin, **fields))
+            results.append(dataclasses.replace(same[0], **fields))
             continue
         arrays = engine.arrays(scenario, progress or (lambda batches, name: batches))
         if store is not None:
@@ -138,11 +127,7 @@ def evaluate_robustness(
     return results
 
 
-def _same_attack(a, b):
-    return (a.attack, a.towards) == (b.attack, b.towards)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True)
 class _Engine:
     """Attacks and scores the images of one evaluation, batch by batch.
 
@@ -173,22 +158,32 @@ class _Engine:
         if workers.gather([arrays is not None]).all():
             return {name: value for name, value in arrays.items() if name != "labels"}
 
-        def batch(start, copy, attack_and_score):
-            """Returns the arrays of a batch; `copy` of the target computes them."""
+        copies, idle = [self.target], queue.SimpleQueue()
+        if getattr(scenario.attack, "source", None) is None:  # There is but one source.
+            copies += self.target.replicas
+        for copy in copies:  # Each is traced once, and not if there is nothing to do.
+            idle.put((copy, functools.cache(lambda c=copy: _compiled(c, scenario))))
+
+        def batch(start):
             part = store.read_batch(scenario.name, start, stamp) if store else None
             if part is None:
-                part = self._computed(scenario, row, start, copy, attack_and_score)
+                copy, attack_and_score = idle.get()
+                try:
+                    with tf.device(copy.device):
+                        part = self._computed(
+                            scenario, row, start, copy, attack_and_score
+                        )
+                finally:
+                    idle.put((copy, attack_and_score))
                 if store:
                     store.write_batch(scenario.name, start, stamp, part)
             return part
 
         starts = range(0, len(self.images), self.settings["batch_size"])
         own = starts[workers.index :: workers.count]
-        copies = [self.target]
-        if getattr(scenario.attack, "source", None) is None:  # There is but one source.
-            copies += self.target.replicas
-        with _shared_out(batch, own, copies, scenario) as result_of:
-            parts = [result_of(start) for start in progress(own, scenario.name)]
+        with _map_over(len(copies)) as map_over:
+            shown = zip(progress(own, scenario.name), map_over(batch, own), strict=True)
+            parts = [part for _, part in shown]
         if workers.count > 1:
             workers.barrier()
             parts = [store.read_batch(scenario.name, start, stamp) for start in starts]
@@ -198,10 +193,10 @@ class _Engine:
                     f"A batch of another worker is not in {store.directory}: it must "
                     "lie on a file system that all workers share"
                 )
-        arrays = {
-            name: np.concatenate([p[name] for p in parts], axis=_AXES.get(name, 0))
-            for name in parts[0]
-        }
+        arrays = {}
+        for name in parts[0]:  # The images are the second axis of two arrays.
+            axis = 1 if name in ("predictions", "selection") else 0
+            arrays[name] = np.concatenate([part[name] for part in parts], axis)
         if store and workers.is_chief:
             store.write(scenario.name, stamp, {"labels": self.labels, **arrays})
         return arrays
@@ -230,43 +225,19 @@ class _Engine:
 
 
 @contextlib.contextmanager
-def _shared_out(attack, starts, copies, scenario):
-    """Yields a function from the start of a batch to its result.
-
-    One copy of the target computes when it is asked; several compute ahead, each in a
-    thread of its own.
-    """
-
-    def traced_once(copy):
-        """Traces no graph if there is nothing to do."""
-        return functools.cache(lambda: _compiled(copy, scenario))
-
-    idle = queue.SimpleQueue()
-    for copy in copies:
-        idle.put((copy, traced_once(copy)))
-
-    def work(start):
-        copy, attack_and_score = idle.get()
-        try:
-            with tf.device(copy.device):
-                return attack(start, copy, attack_and_score)
-        finally:
-            idle.put((copy, attack_and_score))
-
-    if len(copies) == 1:
-        yield work
+def _map_over(copies):
+    """Yields `map`; for several copies one that computes ahead, with a thread each."""
+    if copies == 1:
+        yield map
         return
-    pool = concurrent.futures.ThreadPoolExecutor(len(copies))
+    pool = concurrent.futures.ThreadPoolExecutor(copies)
     try:
-        futures = {start: pool.submit(work, start) for start in starts}
-        yield lambda start: futures[start].result()
+        yield pool.map
     finally:
         # After an interruption, the batches that are waiting are dropped.
         pool.shutdown(cancel_futures=True)
 
 
-# The axis of the images in the arrays where it is not the first.
-_AXES = {"predictions": 1, "selection": 1}
 # Attacks may be nearly equal; a choice between them by few draws is mostly noise.
 _SELECTION = 5
 
@@ -284,8 +255,7 @@ def _seeds(settings, start):
 
 def _compiled(target, scenario):
     """Returns one graph that attacks a batch and classifies it on fresh draws."""
-    logits = target.logits
-    attacked = logits
+    logits = attacked = target.logits
     # The draws of an ensemble count: its expectation is over as many in all.
     calls = math.ceil(scenario.expectation / target.draws)
     if target.stochastic and calls > 1:
@@ -310,7 +280,15 @@ def _compiled(target, scenario):
                 attacked, images, labels, towards=towards, seed=seed
             )
             adversarial = outcome.images
-            arrays = _describe(images, outcome)
+            change = tf.reshape(adversarial - images, [tf.shape(images)[0], -1])
+            arrays = {
+                "images": adversarial,
+                "claimed": outcome.found,
+                "l2": tf.norm(change, axis=1),
+                "linf": tf.reduce_max(tf.abs(change), axis=1),
+                "queries": outcome.queries,
+                "gradients": outcome.gradients,
+            }
             if towards is not None:
                 arrays["towards"] = towards
 
@@ -331,18 +309,6 @@ def _compiled(target, scenario):
     return attack_and_score.get_concrete_function()
 
 
-def _describe(images, outcome: Outcome):
-    change = tf.reshape(outcome.images - images, [tf.shape(images)[0], -1])
-    return {
-        "images": outcome.images,
-        "claimed": outcome.found,
-        "l2": tf.norm(change, axis=1),
-        "linf": tf.reduce_max(tf.abs(change), axis=1),
-        "queries": outcome.queries,
-        "gradients": outcome.gradients,
-    }
-
-
 def _classes(towards, logits_fn, classes, images, labels, seed):
     """Returns the class that a targeted attack aims at for each image, or None."""
     if towards is None:
@@ -356,41 +322,6 @@ def _classes(towards, logits_fn, classes, images, labels, seed):
         return (labels + shift) % classes
     own = tf.one_hot(labels, classes, on_value=1e9, off_value=0.0)
     return tf.argmin(logits_fn(images) + own, -1)
-
-
-def evaluate_columns(
-    targets: dict[Column, Target],
-    images,
-    labels,
-    scenarios: list[Scenario],
-    *,
-    store: Callable[[str], ResultStore],
-    **options,
-) -> dict[Column, list[Result]]:
-    """Returns the results of the same scenarios on several targets.
-
-    Shows a progress bar where the output is a terminal.
-
-    Args:
-        targets: The targets by their column.
-        images: Float32 `[N, H, W, C]` in `[0, 1]`.
-        labels: Integers `[N]`.
-        scenarios: What to evaluate.
-        store: The store of a column, by its name.
-        **options: Passed on to `evaluate_robustness`.
-    """
-    return {
-        column: evaluate_robustness(
-            target,
-            images,
-            labels,
-            scenarios,
-            store=store(column.name),
-            progress=progress_bar(column.name),
-            **options,
-        )
-        for column, target in targets.items()
-    }
 
 
 def progress_bar(name: str):

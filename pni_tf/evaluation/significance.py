@@ -3,10 +3,6 @@
 A difference is shown if its 95 % confidence interval leaves out 0. What differs by
 chance has several parts (images, training seeds, draws); each is given as the variance
 of a mean and its degrees of freedom, and `error_and_limit` puts them together.
-
-The checklist and the reports have it in common. Two plain standard errors, which the
-checklist of version 0.1 asked for, say too little where few images differ; none of the
-verdicts in `reports/` depends on which of the two it is.
 """
 
 import math
@@ -63,9 +59,7 @@ def of_values(variance: float, count: int) -> Part:
 def lower(a: np.ndarray, b: np.ndarray) -> bool:
     """Returns whether accuracy `a` is lower than `b` by more than chance.
 
-    Args:
-        a: By image the share of the draws that are right, `[N]`.
-        b: The same of the other one, on the same images.
+    Both are the shares of right draws by image, `[N]`, on the same images.
     """
     return bool(np.mean(a) - np.mean(b) < -chance_gap(a, b))
 

@@ -131,31 +131,26 @@ def strong_suite(
         expectation: Draws of the expectation over noise.
         sources: Further networks from which examples are transferred, by name.
     """
-    names = ["apgd-ce", "apgd-dlr", "pgd", "square"]
-    if target.num_classes < 3:
-        names.remove("apgd-dlr")
-    if norm != "linf":
-        names.remove("square")
-    if not target.has_gradient:
-        names = [
-            name for name in ("random", "square") if norm == "linf" or name == "random"
-        ]
-    if target.labels_only:
-        names = ["random"]
+    names = ["random"]
+    if target.has_gradient and not target.labels_only:
+        names = ["apgd-ce", "apgd-dlr", "pgd"]
+        if target.num_classes < 3:
+            names.remove("apgd-dlr")
+    if norm == "linf" and not target.labels_only:
+        names.append("square")
+    draws = expectation if target.stochastic else 1
     scenarios = [Scenario(name="clean")]
     for name in names:
         attack = make_attack(
             name, "strong", epsilon=epsilon, norm=norm, stochastic=target.stochastic
         )
-        draws = expectation if target.stochastic else 1
         scenarios.append(Scenario(name=_STRONG[name], attack=attack, expectation=draws))
     sources = dict(sources or {})
     if target.noise_free is not None:
         sources = {"noise-free twin": target.noise_free, **sources}
     ascent = make_attack("apgd-ce", "reference", epsilon=epsilon, norm=norm)
     return scenarios + [
-        transfer_from(name, source, ascent, expectation if target.stochastic else 1)
-        for name, source in sources.items()
+        transfer_from(name, source, ascent, draws) for name, source in sources.items()
     ]
 
 
@@ -177,22 +172,18 @@ def scenario_of(
 
 def label(attack: Attack) -> str:
     """Returns what tables call an attack: `PGD-40`, `APGD-DLR-100 ×5`, and so on."""
-    settings = {f.name: getattr(attack, f.name) for f in dataclasses.fields(attack)}
     kind = type(attack).__name__
-    if kind == "PGD":
-        restarts = f" ×{attack.restarts}" if attack.restarts > 1 else ""
-        return f"PGD-{attack.steps}{restarts}"
-    if kind == "APGD":
-        loss = {"ce": "CE", "dlr": "DLR", "dlr-targeted": "T"}[attack.loss]
-        restarts = f" ×{attack.restarts}" if attack.restarts > 1 else ""
-        return f"APGD-{loss}-{attack.steps}{restarts}"
     if kind == "CarliniWagnerL2":
         return f"C&W L2 {attack.binary_search_steps}×{attack.steps}"
-    count = settings.get("queries") or settings.get("samples")
-    count = count or settings.get("iterations")
-    return {"RandomSearch": "random search"}.get(kind, kind) + (
-        f"-{count}" if count else ""
-    )
+    name = "random search" if kind == "RandomSearch" else kind
+    if kind == "APGD":
+        name += {"ce": "-CE", "dlr": "-DLR", "dlr-targeted": "-T"}[attack.loss]
+    for effort in ("steps", "queries", "samples", "iterations"):
+        if hasattr(attack, effort):
+            name += f"-{getattr(attack, effort)}"
+    if getattr(attack, "restarts", 1) > 1:
+        name += f" ×{attack.restarts}"
+    return name
 
 
 def transfer_from(
@@ -212,7 +203,6 @@ def transfer_from(
         expectation: Draws of the target's noise in the attack's own verdict.
         version: Distinguishes sources of the same name, such as by a digest.
     """
-    draws = 20 if source.stochastic else 1
     return Scenario(
         name=f"transfer from {name}",
         source=name,
@@ -220,7 +210,7 @@ def transfer_from(
             attack=attack,
             source=source,
             source_name=f"{name} {version}".strip(),
-            source_draws=draws,
+            source_draws=20 if source.stochastic else 1,
         ),
         expectation=expectation,
     )

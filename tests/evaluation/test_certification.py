@@ -98,7 +98,7 @@ class TestOnePixel:
         ("options", "message"),
         [
             ({"draws": 0}, "`draws` must be"),
-            ({"failure": 1.0}, "`failure` must be in .*failure=1.0"),
+            ({"failure": 1.0}, "`failure` must be .*below 1.*failure=1.0"),
             ({"batch_size": 0}, "`batch_size` must be"),
         ],
     )

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from pni_tf import load_dataset, load_target, run_checklist
 from pni_tf.evaluation import Result, Scenario, union
-from pni_tf.evaluation.checklist_items import Evidence, judge
+from pni_tf.evaluation.checklist_items import Checklist
 
 
 def at(accuracy, *, images=100, draws=1):
@@ -81,8 +81,8 @@ def judged(changes=None, *, missing=(), headline=0.4, stochastic=True, draws=10)
         else:
             results[key] = at(accuracy)
     headline = dataclasses.replace(at(headline), stochastic=stochastic)
-    evidence = Evidence(results=results, curves=curves, headline=headline, draws=draws)
-    return {item.name: item for item in judge(evidence)}
+    found = Checklist(attacks=results, curves=curves, headline=headline, draws=draws)
+    return {item.name: item for item in found.items}
 
 
 def named(items, status):

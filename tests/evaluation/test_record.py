@@ -62,7 +62,7 @@ def evaluation():
         ),
         result([[1, 1, 2]] * 3, name="transfer from a/b", attack=attack, source="a/b"),
     ]
-    plain = [result([[0, 1, 0]])]
+    plain = [result([[0, 1, 0]], warnings=("odd",))]
     return Evaluation(
         model="m.keras",
         dataset="digits",
@@ -77,10 +77,10 @@ def evaluation():
 
 class TestJson:
     def test_gives_back_what_was_written(self, evaluation, tmp_path):
-        record.write_json(tmp_path / "a.json", evaluation, ["warning: PGD: odd"])
+        record.write_json(tmp_path / "a.json", evaluation)
         assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
         content = json.loads((tmp_path / "a.json").read_text())
-        assert content["warnings"] == ["warning: PGD: odd"]
+        assert content["warnings"] == ["warning: clean: odd"]
         found = read_evaluation(tmp_path / "a.json")
         assert (found.model, found.dataset) == ("m.keras", "digits")
         assert found.data == evaluation.data
