@@ -16,7 +16,6 @@ from pni_tf.settings.base import (
     Group,
     check,
     description,
-    group_types,
     groups_of,
     kind_of,
 )
@@ -76,7 +75,7 @@ def define(run: type) -> tuple[str, ...]:
     Returns:
         The headings of the help, each the `module_name` of the flags under it.
     """
-    groups = list(group_types(run))
+    groups = list(groups_of(run()))
     for group in groups:
         for field in dataclasses.fields(group):
             where, text = {"module_name": group.heading}, field.metadata["help"]

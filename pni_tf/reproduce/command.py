@@ -55,7 +55,6 @@ class Work(Group):
         None,
         "Number of training seeds; by default 2 on digits (1 of the deeper and wider "
         "networks), 1 on the CPU scale and 5 of the paper's.",
-        least=1,
     )
     output_dir: str | None = setting(
         None, "Folder of all runs and of the report; by default reproduction/SCALE."
@@ -81,7 +80,6 @@ class Machine(Source):
         None,
         "Number of jobs to run at once, which share the CPU cores; by default one for "
         "each core (8 at most) on digits, where jobs are small, and one otherwise.",
-        least=1,
     )
 
 

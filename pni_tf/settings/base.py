@@ -11,6 +11,17 @@ from typing import ClassVar
 LARGEST_INTEGER = 2**31 - 1
 LARGEST_NUMBER = 3e38
 
+# What a setting may be, by its type and whether it is a tuple.
+_NOUNS = {
+    (bool, False): "true or false",
+    (int, False): "an integer",
+    (int, True): "a list of integers, such as 7,40, each",
+    (float, False): "a finite number, such as 8/255,",
+    (float, True): "a list of numbers, such as 8/255,0.1, each",
+    (str, False): "a text, not empty and without a space at either end",
+    (str, True): "a list of texts, each not empty and without a space at either end",
+}
+
 
 def setting(
     default,
@@ -27,7 +38,8 @@ def setting(
     Args:
         default: Its default; None for a setting that may be absent.
         help: What it does, as `--help` shows it.
-        least: Smallest number, of each entry if the setting is a tuple.
+        least: Smallest number, of each entry if the setting is a tuple; by default 1
+            for integers, since most count something, and 0 for other numbers.
         most: Largest number.
         choices: The words that it, or each of its entries, may be.
         free: Whether a run may go on with another value, because it says where things
@@ -63,12 +75,12 @@ class Group:
 
 def check(field: dataclasses.Field, value) -> None:
     """Raises a ValueError unless a setting may have the value."""
-    kind, several = kind_of(field)
     if value is None and field.default is None:
         return
-    fits = isinstance(value, tuple) and value if several else True
-    entries = value if several and fits else (value,)
-    if not fits or not all(_fits(entry, kind, field.metadata) for entry in entries):
+    _, several = kind_of(field)
+    entries = value if several else (value,)
+    fits = isinstance(entries, tuple) and entries
+    if not fits or not all(_fits(entry, field) for entry in entries):
         raise ValueError(
             f"--{field.name} must be {description(field)}. "
             f"Received: --{field.name}={value!r}"
@@ -87,49 +99,43 @@ def kind_of(field: dataclasses.Field) -> tuple[type, bool]:
 
 def description(field: dataclasses.Field) -> str:
     """Returns what a setting may be, to follow "must be"."""
-    (kind, several), bounds = kind_of(field), field.metadata
-    least, most = bounds["least"], bounds["most"]
-    if bounds["choices"]:
-        return f"from: {', '.join(bounds['choices'])}"
-    if kind is bool:
-        return "true or false"
-    if kind is str:
-        noun = "a list of texts, each" if several else "a text,"
-        return f"{noun} not empty and without a space at either end"
-    noun = "an integer" if kind is int else "a finite number, such as 8/255,"
-    if several:
-        example = "7,40" if kind is int else "8/255,0.1"
-        plural = "integers" if kind is int else "numbers"
-        noun = f"a list of {plural}, such as {example}, each"
-    if most is None and kind is float:
+    kind, several = kind_of(field)
+    noun, choices = _NOUNS[kind, several], field.metadata["choices"]
+    if choices:
+        return f"from: {', '.join(choices)}"
+    if kind in (bool, str):
+        return noun
+    least, most = _bounds(field)
+    if most == LARGEST_NUMBER:
         return f"{noun} of at least {least}"
-    return f"{noun} from {least} to {LARGEST_INTEGER if most is None else most}"
+    return f"{noun} from {least} to {most}"
 
 
-def _fits(value, kind, bounds):
+def _bounds(field):
+    """Returns the smallest and the largest number that a setting may be."""
+    is_integer = kind_of(field)[0] is int
+    least, most = field.metadata["least"], field.metadata["most"]
+    if least is None:
+        least = 1 if is_integer else 0
+    if most is None:
+        most = LARGEST_INTEGER if is_integer else LARGEST_NUMBER
+    return least, most
+
+
+def _fits(value, field):
+    kind, _ = kind_of(field)
     if kind is bool:
         return isinstance(value, bool)
     if kind is str:
         if not isinstance(value, str) or value != value.strip():
             return False
-        return value in (bounds["choices"] or (value,)) and (
-            bool(value) or bounds["may_be_empty"]
-        )
+        if not value:
+            return field.metadata["may_be_empty"]
+        return value in (field.metadata["choices"] or (value,))
     if isinstance(value, bool) or not isinstance(value, int | kind):
         return False
-    least, most = bounds["least"], bounds["most"]
-    if most is None:
-        most = LARGEST_INTEGER if kind is int else LARGEST_NUMBER
+    least, most = _bounds(field)
     return math.isfinite(value) and least <= value <= most
-
-
-def group_types(run: type) -> Iterator[type[Group]]:
-    """Yields the groups of the settings of a command, in the order of its help."""
-    for field in dataclasses.fields(run):
-        if issubclass(field.type, Group):
-            yield field.type
-        else:
-            yield from group_types(field.type)
 
 
 def groups_of(run) -> Iterator[Group]:

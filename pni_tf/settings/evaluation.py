@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from pni_tf.settings.base import LARGEST_INTEGER, Group, setting
+from pni_tf.settings.base import Group, setting
 from pni_tf.settings.machine import Devices, Source
 
 # The short names of `pni_tf.attacks.ATTACKS`, and two that need a further network.
@@ -23,9 +23,7 @@ class TestData(Source):
     dataset: str | None = setting(
         None, "Dataset whose test images are attacked: see bin/train."
     )
-    examples: int | None = setting(
-        None, "Number of test images; all by default.", least=1
-    )
+    examples: int | None = setting(None, "Number of test images; all by default.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,7 +55,6 @@ class Attacks(Group):
         None,
         "Radii of the ball, for pixels in [0, 1]; fractions such as 8/255 are fine. "
         "The curves and the checklist take the first.",
-        least=0,
     )
     norm: str = setting("linf", "Norm of the ball.", choices=("linf", "l2"))
     expectation: tuple[int, ...] = setting(
@@ -65,7 +62,6 @@ class Attacks(Group):
         "Draws of the expectation over noise, one row each for --attacks; a suite, the "
         "curves and the checklist take the largest. A deterministic model is attacked "
         "once.",
-        least=1,
     )
     towards: str | None = setting(
         None,
@@ -79,7 +75,6 @@ class Attacks(Group):
     substitute_images: int = setting(
         150,
         "Test images, not among the attacked ones, that `substitute` starts from.",
-        least=1,
     )
 
     def __post_init__(self):
@@ -122,15 +117,12 @@ class Analyses(Group):
         1,
         "Above 1, a further column for a random model: prediction by the mean of the "
         "softmax over this many draws, attacked through that mean.",
-        least=1,
     )
     certify: bool = setting(
         False,
         "Certified radii of a PixelDP network, and the accuracy over the radius.",
     )
-    certify_draws: int = setting(
-        2000, "Draws of the noise for each certified radius.", least=1
-    )
+    certify_draws: int = setting(2000, "Draws of the noise for each certified radius.")
     pictures: int = setting(
         0,
         "Number of images to draw that the first attack turns around, with the "
@@ -157,11 +149,9 @@ class Scoring(Group):
 
     heading = "Scoring and output"
 
-    draws: int = setting(10, "Draws of the noise that score each image.", least=1)
-    batch_size: int = setting(128, "Images in a batch.", least=1)
-    seed: int = setting(
-        0, "Seed of the noise and the attacks.", least=0, most=LARGEST_INTEGER
-    )
+    draws: int = setting(10, "Draws of the noise that score each image.")
+    batch_size: int = setting(128, "Images in a batch.")
+    seed: int = setting(0, "Seed of the noise and the attacks.", least=0)
     output_dir: str | None = setting(
         None,
         "Folder of the results; by default MODEL/evaluation for a run directory, else "

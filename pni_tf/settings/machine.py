@@ -38,14 +38,12 @@ class Devices(Group):
     cpu_devices: int = setting(
         1,
         "Split the CPU into as many devices, to try --strategy=mirrored without GPUs.",
-        least=1,
         most=64,
         free=True,
     )
     cluster_timeout: int = setting(
         120,
         "Seconds to wait for the other workers at the start.",
-        least=1,
         free=True,
     )
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from pni_tf.settings.base import LARGEST_INTEGER, Group, setting
+from pni_tf.settings.base import Group, setting
 from pni_tf.settings.machine import STRATEGIES, Devices, Source
 
 
@@ -16,16 +16,15 @@ class Data(Source):
         "cifar100 or svhn.",
     )
     train_examples: int | None = setting(
-        None, "Number of training images to use; all by default.", least=1
+        None, "Number of training images to use; all by default."
     )
     test_examples: int | None = setting(
-        None, "Number of test images to use; all by default.", least=1
+        None, "Number of test images to use; all by default."
     )
     validation_split: float = setting(
         0.0,
         "Fraction of the training images that is held out; the best epoch is chosen on "
         "it, never on the test images.",
-        least=0,
         most=0.99,
     )
 
@@ -41,7 +40,7 @@ class Network(Group):
         "resnet8 (for digits), resnet20, resnet32, resnet44, resnet56, resnet18 or "
         "mnist_cnn.",
     )
-    width: float = setting(1.0, "Multiplier of the numbers of channels.", least=0)
+    width: float = setting(1.0, "Multiplier of the numbers of channels.")
     noise: str = setting(
         "pni",
         "Trained noise at the location --pni, or a competitor of fixed noise, which "
@@ -60,7 +59,7 @@ class Network(Group):
         "One alpha for each tensor, output channel or element.",
         choices=("layerwise", "channelwise", "elementwise"),
     )
-    pni_alpha: float = setting(0.25, "Initial alpha.", least=0)
+    pni_alpha: float = setting(0.25, "Initial alpha.")
     pni_sigma: str = setting(
         "batch",
         "Whether the standard deviation of activations is taken over the batch, as in "
@@ -68,16 +67,15 @@ class Network(Group):
         choices=("batch", "example"),
     )
     rse_first: float = setting(
-        0.2, "Standard deviation of RSE's noise before the first convolution.", least=0
+        0.2, "Standard deviation of RSE's noise before the first convolution."
     )
     rse_others: float = setting(
-        0.1, "Standard deviation of RSE's noise before the other convolutions.", least=0
+        0.1, "Standard deviation of RSE's noise before the other convolutions."
     )
     pixeldp_bound: float = setting(
         0.1,
         "Construction attack bound L of PixelDP, for pixels in [0, 1]: it sets the "
         "scale of the noise.",
-        least=0,
     )
     pixeldp_distribution: str = setting(
         "gaussian",
@@ -117,12 +115,9 @@ class Adversarial(Group):
     epsilon: float = setting(
         8 / 255,
         "Radius of the Linf ball, for pixels in [0, 1]; 8/255 may be written so.",
-        least=0,
     )
-    attack_steps: int = setting(7, "PGD steps of the training attack.", least=1)
-    attack_step_size: float = setting(
-        2 / 255, "PGD step size of the training attack.", least=0
-    )
+    attack_steps: int = setting(7, "PGD steps of the training attack.")
+    attack_step_size: float = setting(2 / 255, "PGD step size of the training attack.")
     attack_random_start: bool = setting(
         True, "Start the training attack at a random point of the ball."
     )
@@ -134,15 +129,14 @@ class Adversarial(Group):
         "Labels that the training attack moves away from.",
         choices=("predicted", "true"),
     )
-    clean_weight: float = setting(0.5, "Weight of the clean loss.", least=0)
-    adversarial_weight: float = setting(0.5, "Weight of the adversarial loss.", least=0)
+    clean_weight: float = setting(0.5, "Weight of the clean loss.")
+    adversarial_weight: float = setting(0.5, "Weight of the adversarial loss.")
     epoch_delay: int = setting(
         0, "Number of first epochs on clean images only.", least=0
     )
     validation_draws: int = setting(
         5,
         "Draws of the expectation over noise in the attack on the validation images.",
-        least=1,
     )
 
     def __post_init__(self):
@@ -163,21 +157,19 @@ class Optimisation(Group):
 
     heading = "Optimisation"
 
-    epochs: int = setting(160, "Number of epochs.", least=1)
-    batch_size: int = setting(128, "Images in a step, over all replicas.", least=1)
+    epochs: int = setting(160, "Number of epochs.")
+    batch_size: int = setting(128, "Images in a step, over all replicas.")
     optimizer: str = setting("sgd", "Optimizer.", choices=("sgd", "adam"))
     learning_rate: float = setting(
         0.1,
         "Initial learning rate; never scaled unless --base_batch_size is given.",
-        least=0,
     )
     base_batch_size: int | None = setting(
         None,
         "The batch size that --learning_rate is for: the rate is multiplied by "
         "batch_size / base_batch_size (linear scaling, arXiv:1706.02677).",
-        least=1,
     )
-    momentum: float = setting(0.9, "Momentum of sgd.", least=0, most=1.0)
+    momentum: float = setting(0.9, "Momentum of sgd.", most=1.0)
     nesterov: bool = setting(True, "Nesterov momentum of sgd.")
     schedule: str = setting(
         "piecewise",
@@ -190,14 +182,12 @@ class Optimisation(Group):
     drop_epochs: tuple[int, ...] = setting(
         (80, 120),
         "Epochs after which piecewise multiplies the rate by --drop_factor.",
-        least=1,
     )
-    drop_factor: float = setting(0.1, "See --drop_epochs.", least=0)
+    drop_factor: float = setting(0.1, "See --drop_epochs.")
     weight_decay: float = setting(
         2e-4,
         "Coupled L2 decay of every parameter but alpha: adds this times the parameter "
         "to its gradient.",
-        least=0,
     )
 
     def __post_init__(self):
@@ -261,7 +251,6 @@ class Computation(Group):
         0,
         "Seed of weights, noise, data order and attacks.",
         least=0,
-        most=LARGEST_INTEGER,
     )
     deterministic: bool = setting(
         False, "Bit-identical results for one seed on one kind of machine; slower."
@@ -284,17 +273,15 @@ class Storage(Group):
     checkpoint_steps: int | None = setting(
         None,
         "Steps between checkpoints within an epoch; there is one after each epoch.",
-        least=1,
         free=True,
     )
     checkpoint_minutes: float = setting(
         10.0,
         "Minutes between checkpoints within an epoch; 0 for none.",
-        least=0,
         free=True,
     )
     keep_checkpoints: int = setting(
-        2, "Number of newest checkpoints to keep.", least=1, free=True
+        2, "Number of newest checkpoints to keep.", free=True
     )
 
 
@@ -308,26 +295,23 @@ class FinalEvaluation(Group):
     compare_undefended: bool = setting(
         False, "Also train the same network without any defence, for the table."
     )
-    eval_draws: int = setting(10, "Draws of the noise that score each image.", least=1)
+    eval_draws: int = setting(10, "Draws of the noise that score each image.")
     eval_steps: tuple[int, ...] = setting(
         (7, 40),
         "Numbers of PGD steps, one row of the table each. The step size is that of "
         "training for as many steps, else 2.5 * epsilon / steps.",
-        least=1,
     )
     eval_expectation: int = setting(
         20,
         "Draws of the expectation over noise in the last row; 1 leaves it out.",
-        least=1,
     )
     eval_ensemble: int = setting(
         1,
         "Above 1, a further column of the table: prediction by the mean of the softmax "
         "over this many draws, attacked through that mean.",
-        least=1,
     )
     eval_examples: int | None = setting(
-        None, "Number of test images to attack; all by default.", least=1
+        None, "Number of test images to attack; all by default."
     )
     export: bool = setting(True, "Export a SavedModel.")
 
