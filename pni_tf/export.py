@@ -91,20 +91,15 @@ def export_saved_model(model: keras.Model, directory: str | os.PathLike) -> None
 
     images = tf.TensorSpec([None, *model.input_shape[1:]], tf.float32, name="images")
     archive = keras.export.ExportArchive()
-    archive.track(model)
-    archive.track(noisy)
-    archive.track(noise_free)
-    archive.track(seeded)
-    archive.add_endpoint("serve", serve, input_signature=[images])
-    archive.add_endpoint("serve_clean", serve_clean, input_signature=[images])
-    archive.add_endpoint(
-        "serve_mean",
-        serve_mean,
-        input_signature=[images, tf.TensorSpec([], tf.int32, name="n")],
-    )
-    archive.add_endpoint(
-        "reseed", reseed, input_signature=[tf.TensorSpec([], tf.int64, name="seed")]
-    )
+    for part in (model, noisy, noise_free, seeded):
+        archive.track(part)
+    for endpoint, signature in {
+        serve: [images],
+        serve_clean: [images],
+        serve_mean: [images, tf.TensorSpec([], tf.int32, name="n")],
+        reseed: [tf.TensorSpec([], tf.int64, name="seed")],
+    }.items():
+        archive.add_endpoint(endpoint.__name__, endpoint, input_signature=signature)
     # Written aside and moved, so that an interruption leaves no half of a model.
     directory.parent.mkdir(parents=True, exist_ok=True)
     scratch = directory.with_name(f"unfinished.{directory.name}")
