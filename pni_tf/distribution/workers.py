@@ -1,21 +1,11 @@
 """The processes and devices that train together, and how they share.
 
-What N replicas do is what one device does, where that can be:
-
-- the global batch stays what it is; each replica takes an equal part of it;
-- noise on weights is the same draw on every replica, because their generators agree;
-- noise on activations and inputs and the random start of attacks differ by replica,
-  and the standard deviation of activation noise is that of the replica's own part;
-- batch normalisation with `synchronized=True` takes the statistics of the global batch;
-  without it each replica normalises by its own part, and the moving statistics are the
-  mean over the replicas;
-- losses and gradients are those of the global batch, also where it does not divide
-  evenly; Keras alone would give each replica the same weight.
+The global batch stays what it is, and each replica takes an equal part of it. What this
+means for noise, batch normalisation and losses is in docs/scaling.md.
 """
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import os
 import signal
@@ -28,8 +18,8 @@ import tensorflow as tf
 from pni_tf.checks import check_choice
 from pni_tf.distribution.cluster import Cluster, WorkerLost, rendezvous
 from pni_tf.distribution.deadline import deadline
-
-STRATEGIES = ("none", "mirrored", "multi_worker", "tpu")
+from pni_tf.files import digest
+from pni_tf.settings.machine import STRATEGIES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,14 +92,10 @@ class Workers:
             ) from error
 
     def distribute(self, batches: tf.data.Dataset):
-        """Shares out every batch evenly over the replicas.
+        """Shares out every batch evenly over the replicas, as `fit` takes it.
 
-        Args:
-            batches: Batches of the global size, the same on every worker. None may hold
-                fewer examples than there are replicas.
-
-        Returns:
-            What `fit` takes under the strategy.
+        The batches are of the global size and the same on every worker. None may hold
+        fewer examples than there are replicas.
         """
         if self.replicas == 1:
             return batches
@@ -139,8 +125,7 @@ class Workers:
         Raises:
             RuntimeError: If a variable differs between workers in any byte.
         """
-        digests = [hashlib.sha256(v.numpy().tobytes()).hexdigest() for v in variables]
-        sums = [int(digest[:14], 16) for digest in digests]
+        sums = [int(digest(v.numpy().tobytes())[:14], 16) for v in variables]
         differ = (self.gather(sums) != sums).any(axis=0)
         if differ.any():
             names = [v.path for v, bad in zip(variables, differ, strict=True) if bad]
