@@ -99,9 +99,6 @@ class HistoryFile(keras.callbacks.Callback):
     Unlike `keras.callbacks.CSVLogger`, the file stays right when a run is resumed: rows
     of epochs that are trained again are replaced. Besides the logs there are `epoch`
     (from 1), `learning_rate` (at the first step) and `seconds`.
-
-    Args:
-        path: The file.
     """
 
     def __init__(self, path: str | os.PathLike):
@@ -150,7 +147,7 @@ class HistoryFile(keras.callbacks.Callback):
         """Returns what is known of the current epoch, for a checkpoint within it."""
         return {
             "learning_rate": self._learning_rate,
-            "seconds": self._seconds + time.monotonic() - self._start,
+            "seconds": round(self._seconds + time.monotonic() - self._start, 3),
         }
 
     def resume(self, state: dict[str, float]) -> None:
@@ -166,15 +163,8 @@ class HistoryFile(keras.callbacks.Callback):
         self._seconds = resumed.get("seconds", 0.0)
 
     def on_epoch_end(self, epoch, logs=None):
-        state = self.state()
-        row = {
-            "epoch": epoch + 1,
-            **(logs or {}),
-            "learning_rate": state["learning_rate"],
-            "seconds": round(state["seconds"], 3),
-        }
         rows = [old for old in self.read() if int(old["epoch"]) <= epoch]
-        rows.append(row)
+        rows.append({"epoch": epoch + 1, **(logs or {}), **self.state()})
         # Epochs may differ in their logs, as under `validation_freq=2`.
         columns = dict.fromkeys(name for row in rows for name in row)
         with replacing(self.path) as scratch, scratch.open("w", newline="") as file:

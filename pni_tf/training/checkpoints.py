@@ -16,7 +16,7 @@ from absl import logging
 
 from pni_tf.checks import check_number
 from pni_tf.distribution.workers import Workers
-from pni_tf.files import file_digest, replacing
+from pni_tf.files import cannot_load, file_digest, replacing
 from pni_tf.training.callbacks import HistoryFile
 
 _NAME = re.compile(r"epoch-(\d{5,})-step-(\d{7,})-([0-9a-f]{16})\.npz")
@@ -114,8 +114,7 @@ class Checkpoint(keras.callbacks.Callback):
             except (OSError, MemoryError):
                 raise
             except Exception as error:  # NumPy and zipfile raise many kinds
-                reason = str(error).strip().splitlines() or [repr(error)]
-                raise ValueError(f"Cannot load {path}: {reason[0]}") from error
+                raise cannot_load(path, error) from error
             position = found
             break
         else:
@@ -259,23 +258,20 @@ class Checkpoint(keras.callbacks.Callback):
 
     def _save(self, position, logs):
         # By all workers, because metrics are added up over them.
-        metrics = [v.numpy() for v in _metric_variables(self.model)]
+        metrics = [v.numpy().tolist() for v in _metric_variables(self.model)]
         self._saved_at = time.monotonic()
         values = [_array(variable) for variable in _variables(self.model)]
         loss = np.mean((logs or {}).get("loss", 0.0))
         finite = all(np.isfinite(value).all() for value in [loss, *values])
         if not finite or not self.workers.is_chief:
             return
-        state = {"metrics": [], "history": {}}
-        if position.step:
-            state["metrics"] = [values.tolist() for values in metrics]
-            if self.history is not None:
-                state["history"] = self.history.state()
+        epoch, step = position
+        history = {} if self.history is None or not step else self.history.state()
+        state = {"metrics": metrics if step else [], "history": history}
         newest = self.directory / "newest.npz"
         with replacing(newest) as scratch:
             np.savez(scratch, *values, state=json.dumps(state))
-        name = f"epoch-{position.epoch:05d}-step-{position.step:07d}-{_digest(newest)}"
-        name += ".npz"
+        name = f"epoch-{epoch:05d}-step-{step:07d}-{_digest(newest)}.npz"
         os.replace(newest, self.directory / name)
         for path in self._damaged:
             if path.name != name:  # A file of this name is whole now.
