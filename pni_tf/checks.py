@@ -10,15 +10,9 @@ import numpy as np
 def validate_images(
     images: np.ndarray, *, image_shape: tuple[int | None, ...] | None = None
 ) -> np.ndarray:
-    """Checks that an array is a batch of images in [0, 1].
+    """Returns images in [0, 1] as float32 `[N, height, width, channels]`.
 
-    Args:
-        images: The array to check.
-        image_shape: `(height, width, channels)` that a model takes; `None` for a size
-            that may be any.
-
-    Returns:
-        float32 `[N, height, width, channels]`.
+    The last three are `image_shape`, where `None` is any size.
 
     Raises:
         ValueError: If they are not floats, not of this rank or shape, empty, not
@@ -31,7 +25,7 @@ def validate_images(
             f"Received: images.dtype={images.dtype}. "
             "Convert values in 0..255 by images.astype('float32') / 255"
         )
-    expected = (None, None, None) if image_shape is None else tuple(image_shape)
+    expected = image_shape or (None, None, None)
     if images.ndim != 4 or any(
         size not in (None, found)
         for size, found in zip(expected, images.shape[1:], strict=True)
@@ -69,21 +63,13 @@ def validate_labels(
     num_examples: int | None = None,
     name: str = "labels",
 ) -> np.ndarray:
-    """Checks that an array holds one class index an example.
+    """Returns labels, one class index an example, as int64 `[N]`.
 
-    Args:
-        labels: The array to check.
-        num_classes: Number of classes; labels are 0..`num_classes` - 1. None if it is
-            not known.
-        num_examples: Number of labels to expect, e.g. `len(images)`.
-        name: What the errors call them.
-
-    Returns:
-        int64 `[N]`.
+    `num_classes` is None if it is not known; errors call the labels `name`.
 
     Raises:
-        ValueError: If they are not integers, not of rank 1, too few or too many, or
-            out of range.
+        ValueError: If they are not integers, not of rank 1, not `num_examples` of them,
+            or not in 0..`num_classes` - 1.
     """
     labels = _array(name, labels)
     if labels.ndim != 1:
@@ -173,15 +159,13 @@ def check_logits(model: keras.Model) -> None:
 
 def _last_operation(model):
     """Returns what computes the outputs, inside nested models and wrappers."""
-    operation = model
-    while isinstance(operation, (keras.Model, keras.layers.Wrapper)):
-        if isinstance(operation, keras.layers.Wrapper):
-            operation = operation.layer
-            continue
-        operations = getattr(operation, "operations", operation.layers)
-        values = (op for op in reversed(operations) if not _is_cast(op))
-        operation = next(values, None)
-    return operation
+    if isinstance(model, keras.layers.Wrapper):
+        return _last_operation(model.layer)
+    if isinstance(model, keras.Model):
+        operations = getattr(model, "operations", model.layers)
+        last = (op for op in reversed(operations) if not _is_cast(op))
+        return _last_operation(next(last, None))
+    return model
 
 
 def _is_cast(operation):

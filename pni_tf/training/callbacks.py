@@ -31,20 +31,10 @@ class AlphaLogger(keras.callbacks.Callback):
 class AdversarialImages(keras.callbacks.Callback):
     """Writes images and their adversarial twins to TensorBoard after each epoch.
 
-    Args:
-        images: Float32 `[N, H, W, C]` in `[0, 1]`; a handful.
-        labels: Integers `[N]`.
-        attack: The attack.
-        log_dir: Folder of the event files.
+    There should be but a handful: `[N, H, W, C]` in `[0, 1]`, with labels `[N]`.
     """
 
-    def __init__(
-        self,
-        images: np.ndarray,
-        labels: np.ndarray,
-        attack: Attack,
-        log_dir: str | os.PathLike,
-    ):
+    def __init__(self, images, labels, attack: Attack, log_dir: str | os.PathLike):
         super().__init__()
         self.images = tf.constant(images, tf.float32)
         self.labels = tf.constant(labels)

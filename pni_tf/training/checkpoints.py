@@ -84,7 +84,7 @@ class Checkpoint(keras.callbacks.Callback):
         self.history = history
         self.workers = workers or Workers()
         self._start = Position()  # The next `fit` goes on from here.
-        self._metrics = None  # The metrics so far of an epoch that goes on there.
+        self._metrics = []  # The metrics so far of an epoch that goes on there.
         self._stop = None  # The signal that asks for an end.
         self._restored, self._damaged = False, []
 
@@ -216,7 +216,7 @@ class Checkpoint(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch, logs=None):
         before, self._done = self._done, self._start.step + batch + 1
-        if self._metrics is not None and self._start.step:
+        if self._metrics:
             # Not earlier, because Keras makes some metrics in the first step.
             self._add_metrics()
         minutes = (time.monotonic() - self._saved_at) / 60
@@ -244,9 +244,7 @@ class Checkpoint(keras.callbacks.Callback):
 
     def _any(self, *flags):
         """Returns for each flag whether any worker has it set."""
-        if self.workers.count == 1:
-            return flags
-        return tuple(self.workers.gather([*map(int, flags)]).any(axis=0))
+        return self.workers.gather([*flags]).any(axis=0)
 
     def _end(self, stop):
         if stop:
@@ -285,7 +283,7 @@ class Checkpoint(keras.callbacks.Callback):
         variables = _metric_variables(self.model)
         for variable, value in zip(variables, self._metrics, strict=True):
             variable.assign(variable.numpy() + value)
-        self._metrics = None
+        self._metrics = []
 
     # ---- training
 
