@@ -32,8 +32,8 @@ class _Parser(flags.ArgumentParser):
 
     def __init__(self, field: dataclasses.Field):
         self.field = field
-        self.kind, self.several = kind_of(field)
-        if field.metadata["choices"]:
+        self.kind, self.several, choices = kind_of(field)
+        if choices:
             self.syntactic_help = description(field)  # The line after the default.
 
     def parse(self, argument):

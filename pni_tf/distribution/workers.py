@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import threading
+import typing
 from collections.abc import Iterator
 
 import numpy as np
@@ -19,7 +20,7 @@ from pni_tf.checks import check_choice
 from pni_tf.distribution.cluster import Cluster, WorkerLost, rendezvous
 from pni_tf.distribution.deadline import deadline
 from pni_tf.files import digest
-from pni_tf.settings.machine import STRATEGIES
+from pni_tf.settings.machine import Strategy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,7 +180,7 @@ def connect(
             must agree on.
         WorkerLost: If a worker cannot be reached in time.
     """
-    check_choice("strategy", strategy, STRATEGIES)
+    check_choice("strategy", strategy, typing.get_args(Strategy))
     if strategy == "multi_worker":
         return _multi_worker(cluster, agree_on, timeout)
     if strategy == "mirrored":

@@ -4,6 +4,7 @@ import dataclasses
 import signal
 import sys
 from pathlib import Path
+from typing import Literal
 
 from pni_tf import files
 from pni_tf.cli import app
@@ -39,12 +40,11 @@ class Work(Group):
         ("all",),
         "Studies: table1 to table7, figure1 to figure3, mnist (CPU scale), or all.",
     )
-    scale: str = setting(
+    scale: Literal["digits", "cpu", "paper"] = setting(
         "digits",
         "digits: everything on small images, within an hour on 2 CPU cores. cpu: "
         "CIFAR-10 with a short recipe, an hour for a training. paper: the paper's "
         "networks and recipe, for GPUs.",
-        choices=("digits", "cpu", "paper"),
     )
     networks: tuple[str, ...] | None = setting(
         None,

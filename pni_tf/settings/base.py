@@ -23,16 +23,7 @@ _NOUNS = {
 }
 
 
-def setting(
-    default,
-    help,
-    *,
-    least=None,
-    most=None,
-    choices=None,
-    free=False,
-    may_be_empty=False,
-):
+def setting(default, help, *, least=None, most=None, free=False, may_be_empty=False):
     """Returns a field of a group of settings.
 
     Args:
@@ -41,7 +32,6 @@ def setting(
         least: Smallest number, of each entry if the setting is a tuple; by default 1
             for integers, since most count something, and 0 for other numbers.
         most: Largest number.
-        choices: The words that it, or each of its entries, may be.
         free: Whether a run may go on with another value, because it says where things
             lie or on what they are computed, and not what is computed.
         may_be_empty: Whether the empty text is a value; else it is most likely that of
@@ -51,7 +41,6 @@ def setting(
         "help": help,
         "least": least,
         "most": most,
-        "choices": choices,
         "free": free,
         "may_be_empty": may_be_empty,
     }
@@ -77,7 +66,7 @@ def check(field: dataclasses.Field, value) -> None:
     """Raises a ValueError unless a setting may have the value."""
     if value is None and field.default is None:
         return
-    _, several = kind_of(field)
+    _, several, _ = kind_of(field)
     entries = value if several else (value,)
     fits = isinstance(entries, tuple) and entries
     if not fits or not all(_fits(entry, field) for entry in entries):
@@ -87,22 +76,29 @@ def check(field: dataclasses.Field, value) -> None:
         )
 
 
-def kind_of(field: dataclasses.Field) -> tuple[type, bool]:
-    """Returns `bool`, `int`, `float` or `str`, and whether the setting is a tuple."""
+def kind_of(field: dataclasses.Field) -> tuple[type, bool, tuple[str, ...]]:
+    """Returns what its annotation says of a setting.
+
+    That is `bool`, `int`, `float` or `str`; whether it is a tuple of them; and the
+    words from which a `Literal` chooses.
+    """
     kind = field.type
-    if isinstance(kind, types.UnionType):  # Of it and None.
+    if types.NoneType in typing.get_args(kind):
         kind = typing.get_args(kind)[0]
-    if typing.get_origin(kind) is tuple:
-        return typing.get_args(kind)[0], True
-    return kind, False
+    several = typing.get_origin(kind) is tuple
+    if several:
+        kind = typing.get_args(kind)[0]
+    if typing.get_origin(kind) is typing.Literal:
+        return str, several, typing.get_args(kind)
+    return kind, several, ()
 
 
 def description(field: dataclasses.Field) -> str:
     """Returns what a setting may be, to follow "must be"."""
-    kind, several = kind_of(field)
-    noun, choices = _NOUNS[kind, several], field.metadata["choices"]
+    kind, several, choices = kind_of(field)
     if choices:
         return f"from: {', '.join(choices)}"
+    noun = _NOUNS[kind, several]
     if kind in (bool, str):
         return noun
     least, most = _bounds(field)
@@ -123,15 +119,15 @@ def _bounds(field):
 
 
 def _fits(value, field):
-    kind, _ = kind_of(field)
+    kind, _, choices = kind_of(field)
+    if choices:
+        return value in choices
     if kind is bool:
         return isinstance(value, bool)
     if kind is str:
         if not isinstance(value, str) or value != value.strip():
             return False
-        if not value:
-            return field.metadata["may_be_empty"]
-        return value in (field.metadata["choices"] or (value,))
+        return bool(value) or field.metadata["may_be_empty"]
     if isinstance(value, bool) or not isinstance(value, int | kind):
         return False
     least, most = _bounds(field)

@@ -1,10 +1,11 @@
 """The settings of what a command is computed on, and of where its data lie."""
 
 import dataclasses
+from typing import Literal
 
 from pni_tf.settings.base import Group, setting
 
-STRATEGIES = ("none", "mirrored", "multi_worker", "tpu")
+Strategy = Literal["none", "mirrored", "multi_worker", "tpu"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,11 +29,10 @@ class Devices(Group):
 
     heading = "Machine"
 
-    strategy: str = setting(
+    strategy: Literal["none", "mirrored", "multi_worker"] = setting(
         "none",
         "none: one device. mirrored: all GPUs of this machine. multi_worker: all "
         "devices of all workers that TF_CONFIG or a Slurm job step names.",
-        choices=STRATEGIES[:3],
         free=True,
     )
     cpu_devices: int = setting(
@@ -42,9 +42,7 @@ class Devices(Group):
         free=True,
     )
     cluster_timeout: int = setting(
-        120,
-        "Seconds to wait for the other workers at the start.",
-        free=True,
+        120, "Seconds to wait for the other workers at the start.", free=True
     )
 
     def __post_init__(self):

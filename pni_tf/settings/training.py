@@ -1,9 +1,10 @@
 """The settings of a training."""
 
 import dataclasses
+from typing import Literal
 
 from pni_tf.settings.base import Group, setting
-from pni_tf.settings.machine import STRATEGIES, Devices, Source
+from pni_tf.settings.machine import Devices, Source, Strategy
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,30 +42,25 @@ class Network(Group):
         "mnist_cnn.",
     )
     width: float = setting(1.0, "Multiplier of the numbers of channels.")
-    noise: str = setting(
+    noise: Literal["pni", "rse", "pixeldp"] = setting(
         "pni",
         "Trained noise at the location --pni, or a competitor of fixed noise, which "
         "ignores --pni: RSE (random self-ensemble) or PixelDP. Those two are meant for "
         "--noadversarial and --eval_ensemble.",
-        choices=("pni", "rse", "pixeldp"),
     )
-    pni: str = setting(
+    pni: Literal["w", "a-a", "a-b", "i", "w+a-a", "w+a-b", "none"] = setting(
         "w",
         "Where the noise goes: weights, outputs (a-a) or inputs (a-b) of the layers "
         "with a kernel, the network's input, both, or nowhere.",
-        choices=("w", "a-a", "a-b", "i", "w+a-a", "w+a-b", "none"),
     )
-    pni_granularity: str = setting(
-        "layerwise",
-        "One alpha for each tensor, output channel or element.",
-        choices=("layerwise", "channelwise", "elementwise"),
+    pni_granularity: Literal["layerwise", "channelwise", "elementwise"] = setting(
+        "layerwise", "One alpha for each tensor, output channel or element."
     )
     pni_alpha: float = setting(0.25, "Initial alpha.")
-    pni_sigma: str = setting(
+    pni_sigma: Literal["batch", "example"] = setting(
         "batch",
         "Whether the standard deviation of activations is taken over the batch, as in "
         "the paper, or over each example.",
-        choices=("batch", "example"),
     )
     rse_first: float = setting(
         0.2, "Standard deviation of RSE's noise before the first convolution."
@@ -77,10 +73,8 @@ class Network(Group):
         "Construction attack bound L of PixelDP, for pixels in [0, 1]: it sets the "
         "scale of the noise.",
     )
-    pixeldp_distribution: str = setting(
-        "gaussian",
-        "Noise of PixelDP: certificates in the L2 or in the L1 norm.",
-        choices=("gaussian", "laplace"),
+    pixeldp_distribution: Literal["gaussian", "laplace"] = setting(
+        "gaussian", "Noise of PixelDP: certificates in the L2 or in the L1 norm."
     )
 
     def __post_init__(self):
@@ -124,10 +118,8 @@ class Adversarial(Group):
     noise_in_attack: bool = setting(
         True, "Whether the training attack sees the noise (Table 1)."
     )
-    attack_labels: str = setting(
-        "predicted",
-        "Labels that the training attack moves away from.",
-        choices=("predicted", "true"),
+    attack_labels: Literal["predicted", "true"] = setting(
+        "predicted", "Labels that the training attack moves away from."
     )
     clean_weight: float = setting(0.5, "Weight of the clean loss.")
     adversarial_weight: float = setting(0.5, "Weight of the adversarial loss.")
@@ -135,8 +127,7 @@ class Adversarial(Group):
         0, "Number of first epochs on clean images only.", least=0
     )
     validation_draws: int = setting(
-        5,
-        "Draws of the expectation over noise in the attack on the validation images.",
+        5, "Draws of the expectation over noise in the attack on the validation images."
     )
 
     def __post_init__(self):
@@ -159,10 +150,9 @@ class Optimisation(Group):
 
     epochs: int = setting(160, "Number of epochs.")
     batch_size: int = setting(128, "Images in a step, over all replicas.")
-    optimizer: str = setting("sgd", "Optimizer.", choices=("sgd", "adam"))
+    optimizer: Literal["sgd", "adam"] = setting("sgd", "Optimizer.")
     learning_rate: float = setting(
-        0.1,
-        "Initial learning rate; never scaled unless --base_batch_size is given.",
+        0.1, "Initial learning rate; never scaled unless --base_batch_size is given."
     )
     base_batch_size: int | None = setting(
         None,
@@ -171,17 +161,14 @@ class Optimisation(Group):
     )
     momentum: float = setting(0.9, "Momentum of sgd.", most=1.0)
     nesterov: bool = setting(True, "Nesterov momentum of sgd.")
-    schedule: str = setting(
-        "piecewise",
-        "Schedule of the learning rate.",
-        choices=("constant", "piecewise", "cosine"),
+    schedule: Literal["constant", "piecewise", "cosine"] = setting(
+        "piecewise", "Schedule of the learning rate."
     )
     warmup_epochs: int = setting(
         0, "Epochs in which the rate rises from 0 before cosine lets it fall.", least=0
     )
     drop_epochs: tuple[int, ...] = setting(
-        (80, 120),
-        "Epochs after which piecewise multiplies the rate by --drop_factor.",
+        (80, 120), "Epochs after which piecewise multiplies the rate by --drop_factor."
     )
     drop_factor: float = setting(0.1, "See --drop_epochs.")
     weight_decay: float = setting(
@@ -216,11 +203,10 @@ class Optimisation(Group):
 class TrainingDevices(Devices):
     """What a training is computed on."""
 
-    strategy: str = setting(
+    strategy: Strategy = setting(  # noqa: RUF009
         "none",
         "none: one device. mirrored: all GPUs of this machine. multi_worker: all "
         "devices of all workers that TF_CONFIG or a Slurm job step names. tpu: a TPU.",
-        choices=STRATEGIES,
         free=True,
     )
     tpu: str = setting("local", "Name of the TPU; local on a TPU VM.", free=True)
@@ -237,21 +223,13 @@ class Computation(Group):
         "With several replicas, normalise by the statistics of the global batch, so "
         "that they do what one device does; else each by its own part.",
     )
-    mixed_precision: str = setting(
-        "none",
-        "Compute in 16 bits; noise stays in float32.",
-        choices=("none", "float16", "bfloat16"),
+    mixed_precision: Literal["none", "float16", "bfloat16"] = setting(
+        "none", "Compute in 16 bits; noise stays in float32."
     )
-    jit: str = setting(
-        "auto",
-        "XLA compilation; auto means on a GPU without a strategy.",
-        choices=("auto", "on", "off"),
+    jit: Literal["auto", "on", "off"] = setting(
+        "auto", "XLA compilation; auto means on a GPU without a strategy."
     )
-    seed: int = setting(
-        0,
-        "Seed of weights, noise, data order and attacks.",
-        least=0,
-    )
+    seed: int = setting(0, "Seed of weights, noise, data order and attacks.", least=0)
     deterministic: bool = setting(
         False, "Bit-identical results for one seed on one kind of machine; slower."
     )
@@ -276,9 +254,7 @@ class Storage(Group):
         free=True,
     )
     checkpoint_minutes: float = setting(
-        10.0,
-        "Minutes between checkpoints within an epoch; 0 for none.",
-        free=True,
+        10.0, "Minutes between checkpoints within an epoch; 0 for none.", free=True
     )
     keep_checkpoints: int = setting(
         2, "Number of newest checkpoints to keep.", free=True
@@ -302,8 +278,7 @@ class FinalEvaluation(Group):
         "training for as many steps, else 2.5 * epsilon / steps.",
     )
     eval_expectation: int = setting(
-        20,
-        "Draws of the expectation over noise in the last row; 1 leaves it out.",
+        20, "Draws of the expectation over noise in the last row; 1 leaves it out."
     )
     eval_ensemble: int = setting(
         1,

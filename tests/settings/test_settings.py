@@ -12,12 +12,13 @@ from pni_tf.noise.formula import GRANULARITIES, SIGMA_SCOPES
 from pni_tf.noise.injection import LOCATIONS
 from pni_tf.noise.layers import DISTRIBUTIONS
 from pni_tf.settings import evaluation, machine, training
+from pni_tf.settings.base import kind_of
 from pni_tf.training.trainer import ATTACK_LABELS
 
 
 def choices(group, name):
     (field,) = (f for f in dataclasses.fields(group) if f.name == name)
-    return field.metadata["choices"]
+    return kind_of(field)[2]
 
 
 @pytest.mark.parametrize(
