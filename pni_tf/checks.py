@@ -161,16 +161,13 @@ def _last_operation(model):
     """Returns what computes the outputs, inside nested models and wrappers."""
     if isinstance(model, keras.layers.Wrapper):
         return _last_operation(model.layer)
-    if isinstance(model, keras.Model):
-        operations = getattr(model, "operations", model.layers)
-        last = (op for op in reversed(operations) if not _is_cast(op))
-        return _last_operation(next(last, None))
-    return model
-
-
-def _is_cast(operation):
-    # This is the idiom for float32 outputs under mixed precision.
-    return (
-        isinstance(operation, keras.layers.Activation)
-        and operation.activation is keras.activations.linear
-    )
+    if not isinstance(model, keras.Model):
+        return model
+    for operation in reversed(getattr(model, "operations", model.layers)):
+        # A linear activation is the idiom for float32 outputs under mixed precision.
+        if (
+            not isinstance(operation, keras.layers.Activation)
+            or operation.activation is not keras.activations.linear
+        ):
+            return _last_operation(operation)
+    return None

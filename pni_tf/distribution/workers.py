@@ -170,8 +170,8 @@ def connect(
         strategy: `"none"`, one device; `"mirrored"`, all GPUs of this machine, or its
             logical CPUs where there are several; `"multi_worker"`, all devices of all
             workers of `cluster`; `"tpu"`.
-        cluster: What `pni_tf.distribution.cluster.find_cluster` returns.
-        agree_on: What must be the same for all workers, such as their flags.
+        cluster: What `find_cluster` returns.
+        agree_on: What must be the same for all workers; see `rendezvous`.
         timeout: Seconds to wait for the other workers.
         tpu: Name of the TPU, `"local"` on a TPU VM.
 

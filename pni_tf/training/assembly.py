@@ -18,7 +18,7 @@ from pni_tf.training.trainer import PNIAdversarialModel
 def assemble_trainer(
     recipe: Recipe, info: DatasetInfo, *, steps_per_epoch: int, replicas: int = 1
 ) -> PNIAdversarialModel:
-    """Builds the network, its noise, its attack and its optimizer, as `bin/train` does.
+    """Returns a compiled trainer with the network, noise and attack of `bin/train`.
 
     Args:
         recipe: The settings. Those of a flagfile are `Recipe()` with changes.
@@ -26,9 +26,6 @@ def assemble_trainer(
         steps_per_epoch: Steps of an epoch, in which schedules count.
         replicas: Number of replicas that train together. Call this function in the
             scope of their strategy.
-
-    Returns:
-        A compiled trainer, for `fit`.
 
     Raises:
         ValueError: If the network is unknown or does not fit the images.

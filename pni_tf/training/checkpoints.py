@@ -308,10 +308,9 @@ class Checkpoint(keras.callbacks.Callback):
             epochs: Number of epochs of the whole training.
             steps_per_epoch: Steps of a whole epoch.
             callbacks: Further callbacks; this one is called after them.
-            validation_data: See `keras.Model.fit`.
-            validation_steps: See `keras.Model.fit`. Where a distributed dataset ends,
-                each replica may have drawn noise for a step that none has finished:
-                let it repeat, and give the number of steps.
+            validation_data, validation_steps: As of `fit`. Where a distributed dataset
+                ends, each replica may have drawn noise for a step that none has
+                finished: let it repeat, and give the number of steps.
             **kwargs: Further arguments of `fit`.
         """
 

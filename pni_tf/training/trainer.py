@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from pni_tf.attacks import Attack, ExpectationOverNoise
+from pni_tf.attacks.base import fold_in
 from pni_tf.checks import (
     check_choice,
     check_logits,
@@ -144,12 +145,8 @@ class PNIAdversarialModel(DistributedModel):
     def compile(self, optimizer="sgd", loss=None, metrics=None, **kwargs):
         """Configures training; the arguments are those of `keras.Model.compile`.
 
-        Args:
-            optimizer: A Keras optimizer.
-            loss: A `keras.losses.Loss` on logits. The default is the sparse categorical
-                cross-entropy of integer labels.
-            metrics: Keras metrics of the clean predictions.
-            **kwargs: Further arguments of `keras.Model.compile`.
+        `loss` is a `keras.losses.Loss` on logits, by default the sparse categorical
+        cross-entropy of integer labels; `metrics` are of the clean predictions.
 
         Raises:
             ValueError: If `loss` is a name, or expects probabilities.
@@ -308,11 +305,8 @@ class PNIAdversarialModel(DistributedModel):
 
     def _attack_seed(self):
         """Returns a fresh seed, a different one on each replica."""
-        seed = self.seed_generator.next()
         context = tf.distribute.get_replica_context()
-        return tf.random.experimental.stateless_fold_in(
-            seed, tf.cast(context.replica_id_in_sync_group, seed.dtype)
-        )
+        return fold_in(self.seed_generator.next(), context.replica_id_in_sync_group)
 
     def _report(self, batch, loss, clean, adversarial):
         images, labels, sample_weight = batch
