@@ -10,17 +10,15 @@ import json
 import os
 import signal
 import threading
-import typing
 from collections.abc import Iterator
 
 import numpy as np
 import tensorflow as tf
 
-from pni_tf.checks import check_choice
 from pni_tf.distribution.cluster import Cluster, WorkerLost, rendezvous
 from pni_tf.distribution.deadline import deadline
 from pni_tf.files import digest
-from pni_tf.settings.machine import Strategy
+from pni_tf.settings.machine import Devices
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,35 +155,26 @@ _PEER_ERRORS = (
 
 
 def connect(
-    strategy: str,
-    *,
-    cluster: Cluster | None = None,
-    agree_on: str = "",
-    timeout: float = 120.0,
-    tpu: str = "local",
+    devices: Devices, cluster: Cluster | None = None, agree_on: str = ""
 ) -> Workers:
     """Returns the workers of a strategy. Call it once, before TensorFlow computes.
 
     Args:
-        strategy: `"none"`, one device; `"mirrored"`, all GPUs of this machine, or its
-            logical CPUs where there are several; `"multi_worker"`, all devices of all
-            workers of `cluster`; `"tpu"`.
-        cluster: What `find_cluster` returns.
+        devices: The strategy, and what it needs. Without GPUs, `mirrored` takes the
+            logical CPUs where there are several.
+        cluster: What `find_cluster` returns, for `multi_worker`.
         agree_on: What must be the same for all workers; see `rendezvous`.
-        timeout: Seconds to wait for the other workers.
-        tpu: Name of the TPU, `"local"` on a TPU VM.
 
     Raises:
         ValueError: If the machine lacks the devices, or workers differ in what they
             must agree on.
         WorkerLost: If a worker cannot be reached in time.
     """
-    check_choice("strategy", strategy, typing.get_args(Strategy))
-    if strategy == "multi_worker":
-        return _multi_worker(cluster, agree_on, timeout)
-    if strategy == "mirrored":
+    if devices.strategy == "multi_worker":
+        return _multi_worker(cluster, agree_on, devices.cluster_timeout)
+    if devices.strategy == "mirrored":
         return Workers(_mirrored())
-    return Workers(_tpu(tpu) if strategy == "tpu" else None)
+    return Workers(_tpu(devices.tpu) if devices.strategy == "tpu" else None)
 
 
 def _mirrored():

@@ -11,6 +11,10 @@ from typing import ClassVar
 LARGEST_INTEGER = 2**31 - 1
 LARGEST_NUMBER = 3e38
 
+# The smallest and the largest value. Most integers count something.
+_BOUNDS = {int: (1, LARGEST_INTEGER), float: (0, LARGEST_NUMBER)}
+FROM_0 = (0, LARGEST_INTEGER)
+
 # What a setting may be, by its type and whether it is a tuple.
 _NOUNS = {
     (bool, False): "true or false",
@@ -23,15 +27,14 @@ _NOUNS = {
 }
 
 
-def setting(default, help, *, least=None, most=None, free=False, may_be_empty=False):
+def setting(default, help, *, bounds=None, free=False, may_be_empty=False):
     """Returns a field of a group of settings.
 
     Args:
         default: Its default; None for a setting that may be absent.
         help: What it does, as `--help` shows it.
-        least: Smallest number, of each entry if the setting is a tuple; by default 1
-            for integers, since most count something, and 0 for other numbers.
-        most: Largest number.
+        bounds: Smallest and largest number, of each entry if the setting is a tuple,
+            where they are not those of `_BOUNDS`.
         free: Whether a run may go on with another value, because it says where things
             lie or on what they are computed, and not what is computed.
         may_be_empty: Whether the empty text is a value; else it is most likely that of
@@ -39,8 +42,7 @@ def setting(default, help, *, least=None, most=None, free=False, may_be_empty=Fa
     """
     metadata = {
         "help": help,
-        "least": least,
-        "most": most,
+        "bounds": bounds,
         "free": free,
         "may_be_empty": may_be_empty,
     }
@@ -101,21 +103,10 @@ def description(field: dataclasses.Field) -> str:
     noun = _NOUNS[kind, several]
     if kind in (bool, str):
         return noun
-    least, most = _bounds(field)
+    least, most = field.metadata["bounds"] or _BOUNDS[kind]
     if most == LARGEST_NUMBER:
         return f"{noun} of at least {least}"
     return f"{noun} from {least} to {most}"
-
-
-def _bounds(field):
-    """Returns the smallest and the largest number that a setting may be."""
-    is_integer = kind_of(field)[0] is int
-    least, most = field.metadata["least"], field.metadata["most"]
-    if least is None:
-        least = 1 if is_integer else 0
-    if most is None:
-        most = LARGEST_INTEGER if is_integer else LARGEST_NUMBER
-    return least, most
 
 
 def _fits(value, field):
@@ -130,7 +121,7 @@ def _fits(value, field):
         return bool(value) or field.metadata["may_be_empty"]
     if isinstance(value, bool) or not isinstance(value, int | kind):
         return False
-    least, most = _bounds(field)
+    least, most = field.metadata["bounds"] or _BOUNDS[kind]
     return math.isfinite(value) and least <= value <= most
 
 

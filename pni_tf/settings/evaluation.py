@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Literal
 
-from pni_tf.settings.base import Group, setting
+from pni_tf.settings.base import FROM_0, Group, setting
 from pni_tf.settings.machine import Devices, Source
 
 # The short names of `pni_tf.attacks.ATTACKS`, and two that need a further network.
@@ -120,8 +120,7 @@ class Analyses(Group):
         0,
         "Number of images to draw that the first attack turns around, with the "
         "predictions and their confidence.",
-        least=0,
-        most=16,
+        bounds=(0, 16),
     )
     columns: tuple[_Column, ...] | None = setting(
         None,
@@ -143,7 +142,7 @@ class Scoring(Group):
 
     draws: int = setting(10, "Draws of the noise that score each image.")
     batch_size: int = setting(128, "Images in a batch.")
-    seed: int = setting(0, "Seed of the noise and the attacks.", least=0)
+    seed: int = setting(0, "Seed of the noise and the attacks.", bounds=FROM_0)
     output_dir: str | None = setting(
         None,
         "Folder of the results; by default MODEL/evaluation for a run directory, else "

@@ -5,8 +5,6 @@ from typing import Literal
 
 from pni_tf.settings.base import Group, setting
 
-Strategy = Literal["none", "mirrored", "multi_worker", "tpu"]
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Source(Group):
@@ -38,7 +36,7 @@ class Devices(Group):
     cpu_devices: int = setting(
         1,
         "Split the CPU into as many devices, to try --strategy=mirrored without GPUs.",
-        most=64,
+        bounds=(1, 64),
         free=True,
     )
     cluster_timeout: int = setting(

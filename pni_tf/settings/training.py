@@ -3,8 +3,8 @@
 import dataclasses
 from typing import Literal
 
-from pni_tf.settings.base import Group, setting
-from pni_tf.settings.machine import Devices, Source, Strategy
+from pni_tf.settings.base import FROM_0, Group, setting
+from pni_tf.settings.machine import Devices, Source
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,7 @@ class Data(Source):
         0.0,
         "Fraction of the training images that is held out; the best epoch is chosen on "
         "it, never on the test images.",
-        most=0.99,
+        bounds=(0, 0.99),
     )
 
 
@@ -124,7 +124,7 @@ class Adversarial(Group):
     clean_weight: float = setting(0.5, "Weight of the clean loss.")
     adversarial_weight: float = setting(0.5, "Weight of the adversarial loss.")
     epoch_delay: int = setting(
-        0, "Number of first epochs on clean images only.", least=0
+        0, "Number of first epochs on clean images only.", bounds=FROM_0
     )
     validation_draws: int = setting(
         5, "Draws of the expectation over noise in the attack on the validation images."
@@ -159,13 +159,15 @@ class Optimisation(Group):
         "The batch size that --learning_rate is for: the rate is multiplied by "
         "batch_size / base_batch_size (linear scaling, arXiv:1706.02677).",
     )
-    momentum: float = setting(0.9, "Momentum of sgd.", most=1.0)
+    momentum: float = setting(0.9, "Momentum of sgd.", bounds=(0, 1.0))
     nesterov: bool = setting(True, "Nesterov momentum of sgd.")
     schedule: Literal["constant", "piecewise", "cosine"] = setting(
         "piecewise", "Schedule of the learning rate."
     )
     warmup_epochs: int = setting(
-        0, "Epochs in which the rate rises from 0 before cosine lets it fall.", least=0
+        0,
+        "Epochs in which the rate rises from 0 before cosine lets it fall.",
+        bounds=FROM_0,
     )
     drop_epochs: tuple[int, ...] = setting(
         (80, 120), "Epochs after which piecewise multiplies the rate by --drop_factor."
@@ -203,7 +205,7 @@ class Optimisation(Group):
 class TrainingDevices(Devices):
     """What a training is computed on."""
 
-    strategy: Strategy = setting(  # noqa: RUF009
+    strategy: Literal["none", "mirrored", "multi_worker", "tpu"] = setting(
         "none",
         "none: one device. mirrored: all GPUs of this machine. multi_worker: all "
         "devices of all workers that TF_CONFIG or a Slurm job step names. tpu: a TPU.",
@@ -229,7 +231,9 @@ class Computation(Group):
     jit: Literal["auto", "on", "off"] = setting(
         "auto", "XLA compilation; auto means on a GPU without a strategy."
     )
-    seed: int = setting(0, "Seed of weights, noise, data order and attacks.", least=0)
+    seed: int = setting(
+        0, "Seed of weights, noise, data order and attacks.", bounds=FROM_0
+    )
     deterministic: bool = setting(
         False, "Bit-identical results for one seed on one kind of machine; slower."
     )
