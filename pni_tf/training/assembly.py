@@ -85,13 +85,10 @@ def make_optimizer(chosen: Optimisation, steps_per_epoch: int) -> keras.Optimize
     initial = rate = chosen.initial_rate
     schedules = keras.optimizers.schedules
     if chosen.schedule == "piecewise":
-        boundaries = [epoch * steps_per_epoch for epoch in chosen.drop_epochs]
-        factors = [chosen.drop_factor**i for i in range(len(boundaries) + 1)]
-        rate = schedules.PiecewiseConstantDecay(
-            # The rate holds up to and including the step of the boundary.
-            [boundary - 1 for boundary in boundaries],
-            [initial * factor for factor in factors],
-        )
+        # The rate holds up to and including the step of the boundary.
+        boundaries = [epoch * steps_per_epoch - 1 for epoch in chosen.drop_epochs]
+        rates = [initial * chosen.drop_factor**i for i in range(len(boundaries) + 1)]
+        rate = schedules.PiecewiseConstantDecay(boundaries, rates)
     elif chosen.schedule == "cosine":
         rising = chosen.warmup_epochs * steps_per_epoch
         rate = schedules.CosineDecay(

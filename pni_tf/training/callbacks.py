@@ -1,6 +1,7 @@
 """Callbacks that Keras does not already have."""
 
 import csv
+import functools
 import os
 import time
 from pathlib import Path
@@ -42,14 +43,9 @@ class AdversarialImages(keras.callbacks.Callback):
         self.log_dir = str(log_dir)
 
     def on_train_begin(self, logs=None):
-        network = self.model.model
+        network = functools.partial(self.model.model, training=False)
         self._perturb = tf.function(
-            lambda seed: self.attack.perturb(
-                lambda images: network(images, training=False),
-                self.images,
-                self.labels,
-                seed=seed,
-            )
+            functools.partial(self.attack.perturb, network, self.images, self.labels)
         )
         self._writer = tf.summary.create_file_writer(self.log_dir)
 
@@ -57,7 +53,7 @@ class AdversarialImages(keras.callbacks.Callback):
         # Looking must not change what is trained: the draws that it takes are put back.
         states = [w.seed_generator.state for w in noise_wrappers(self.model.model)]
         before = [state.numpy() for state in states]
-        adversarial = self._perturb(tf.constant([0, epoch], tf.int64))
+        adversarial = self._perturb(seed=tf.constant([0, epoch], tf.int64))
         for state, value in zip(states, before, strict=True):
             state.assign(value)
         epsilon = max(self.attack.epsilon, 1e-12)

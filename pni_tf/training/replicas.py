@@ -5,10 +5,9 @@ import tensorflow as tf
 
 
 class DistributedModel(keras.Model):
-    """What Keras 3 lacks for `fit` on several workers, and for uneven batches.
+    """A model whose `fit` works there (https://github.com/keras-team/keras/issues/20585).
 
-    Keras 3.15 fails there in two places (https://github.com/keras-team/keras/issues/20585
-    is the thread about it).
+    Keras 3.15 fails in two places.
     """
 
     def _maybe_symbolic_build(self, iterator=None, data_batch=None):
