@@ -173,9 +173,6 @@ def load_target(
             `["GPU:0", "GPU:1"]`, for `evaluate_robustness` to use all of them; for a
             path only.
 
-    Returns:
-        The target, with its warnings.
-
     Raises:
         FileNotFoundError: If the path does not exist.
         ValueError: If the file is not a model, is damaged, does not map images to
@@ -241,10 +238,9 @@ def _oracle_target(oracle, image_shape, num_classes):
         )
 
     def labels_of(images):
+        labels = oracle(images)
         try:
-            return validate_labels(
-                oracle(images), num_classes, num_examples=len(images)
-            )
+            return validate_labels(labels, num_classes, num_examples=len(images))
         except ValueError as error:
             raise ValueError(
                 f"The oracle must return one integer label an image: {error}"

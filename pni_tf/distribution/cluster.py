@@ -138,14 +138,13 @@ def rendezvous(cluster: Cluster, *, agree_on: str, timeout: float) -> None:
     own = json.dumps([cluster.addresses, agree_on])
     greeting = {"index": cluster.index, "digest": digest(own)}
     deadline = time.monotonic() + timeout
-    port = int(cluster.addresses[cluster.index].rpartition(":")[2])
+    address = cluster.addresses[cluster.index]
     try:
-        server = socket.create_server(("", port))
+        server = socket.create_server(("", int(address.rpartition(":")[2])))
     except OSError as error:
         raise OSError(
-            f"worker {cluster.index} cannot listen at "
-            f"{cluster.addresses[cluster.index]} ({error.strerror}): another process "
-            "has the port; stop it, or give the cluster other ports"
+            f"worker {cluster.index} cannot listen at {address} ({error.strerror}): "
+            "another process has the port; stop it, or give the cluster other ports"
         ) from error
     with server:
         if cluster.is_chief:

@@ -48,9 +48,7 @@ class Workers:
     @property
     def devices(self) -> tuple[str, ...]:
         """Devices of this worker."""
-        if self.strategy is None:
-            return ()
-        return tuple(self.strategy.extended.worker_devices)
+        return tuple(self.strategy.extended.worker_devices) if self.strategy else ()
 
     def scope(self) -> contextlib.AbstractContextManager:
         """Returns the context in which models are made."""

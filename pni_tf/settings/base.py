@@ -79,11 +79,7 @@ def check(field: dataclasses.Field, value) -> None:
 
 
 def kind_of(field: dataclasses.Field) -> tuple[type, bool, tuple[str, ...]]:
-    """Returns what its annotation says of a setting.
-
-    That is `bool`, `int`, `float` or `str`; whether it is a tuple of them; and the
-    words from which a `Literal` chooses.
-    """
+    """Returns the type of a setting, whether it is a tuple, and the words it may be."""
     kind = field.type
     if types.NoneType in typing.get_args(kind):
         kind = typing.get_args(kind)[0]

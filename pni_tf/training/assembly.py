@@ -1,7 +1,6 @@
 """From settings to a compiled trainer: the recipe of `bin/train`, for library users."""
 
 import contextlib
-from collections.abc import Iterator
 
 import keras
 
@@ -37,7 +36,11 @@ def assemble_trainer(
     >>> trainer = pni_tf.assemble_trainer(recipe, digits.info, steps_per_epoch=12)
     """
     adversarial, computation = recipe.adversarial, recipe.computation
-    with _dtype_policy(computation.mixed_precision):
+    with contextlib.ExitStack() as stack:
+        # Other layers than these stay as they were.
+        stack.callback(keras.config.set_dtype_policy, keras.config.dtype_policy())
+        if computation.mixed_precision != "none":
+            keras.config.set_dtype_policy(f"mixed_{computation.mixed_precision}")
         network = build_model(
             recipe.network.model,
             width=recipe.network.width,
@@ -124,15 +127,3 @@ def _inject_noise(chosen: Network, network: keras.Model, seed: int) -> keras.Mod
         sigma_over=chosen.pni_sigma,
         seed=seed,
     )
-
-
-@contextlib.contextmanager
-def _dtype_policy(precision: str) -> Iterator[None]:
-    """Makes layers compute in 16 bits, and lets others be as they were."""
-    before = keras.config.dtype_policy()
-    if precision != "none":
-        keras.config.set_dtype_policy(f"mixed_{precision}")
-    try:
-        yield
-    finally:
-        keras.config.set_dtype_policy(before)

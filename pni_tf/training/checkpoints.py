@@ -223,31 +223,29 @@ class Checkpoint(keras.callbacks.Callback):
         due = self.minutes is not None and minutes >= self.minutes
         if self.steps is not None:
             due |= self._done // self.steps > before // self.steps
-        due, stop = self._any(due, self._stop is not None)
+        due |= self._stop is not None
         # After the last step of an epoch there will be one anyway.
-        if (due or stop) and self.params.get("steps") != batch + 1:
+        if self._any(due) and self.params.get("steps") != batch + 1:
             self._save(Position(self._epoch, self._done), logs)
-            self._end(stop)
+            self._end_if_asked()
 
     def on_test_begin(self, logs=None):
         self._save(Position(self._epoch, self._done), logs)
 
     def on_test_batch_end(self, batch, logs=None):
-        (stop,) = self._any(self._stop is not None)
-        self._end(stop)
+        self._end_if_asked()
 
     def on_epoch_end(self, epoch, logs=None):
         self._start = Position(epoch + 1)
         self._save(self._start, logs)
-        (stop,) = self._any(self._stop is not None)
-        self._end(stop)
+        self._end_if_asked()
 
-    def _any(self, *flags):
-        """Returns for each flag whether any worker has it set."""
-        return self.workers.gather([*flags]).any(axis=0)
+    def _any(self, flag):
+        """Returns whether any worker has the flag set."""
+        return self.workers.gather([flag]).any()
 
-    def _end(self, stop):
-        if stop:
+    def _end_if_asked(self):
+        if self._any(self._stop is not None):
             # Who leaves first may take the others down before the chief has written.
             self.workers.barrier()
             raise KeyboardInterrupt((self._stop or signal.SIGTERM).name)

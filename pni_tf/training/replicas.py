@@ -5,10 +5,7 @@ import tensorflow as tf
 
 
 class DistributedModel(keras.Model):
-    """A model whose `fit` works there (https://github.com/keras-team/keras/issues/20585).
-
-    Keras 3.15 fails in two places.
-    """
+    """A model whose `fit` works there: Keras 3.15's fails (keras-team/keras#20585)."""
 
     def _maybe_symbolic_build(self, iterator=None, data_batch=None):
         # Keras adds up the parts of a batch to learn its shape, which fails for parts

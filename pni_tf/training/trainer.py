@@ -217,16 +217,14 @@ class PNIAdversarialModel(DistributedModel):
             if self._clean_pass or not attacks:
                 clean = self._loss_and_logits(batch, training=True)
             if attacks:
+                target = self._training_attack_target
                 with tape.stop_recording():
                     if self.attack_labels == "true":
                         attacked = _class_indices(labels)
                     else:
                         attacked = tf.argmax(clean[1], -1)
                     perturbed = self.attack.perturb(
-                        self._training_attack_target,
-                        images,
-                        attacked,
-                        seed=self._attack_seed(),
+                        target, images, attacked, seed=self._attack_seed()
                     )
                 adversarial = self._loss_and_logits(
                     (perturbed, labels, sample_weight), training=True
