@@ -18,73 +18,41 @@ import sys
 
 __version__ = "0.1.0"
 
-_MODULE_OF = {
-    "APGD": "attacks",
-    "Adversarial": "settings.training",
-    "Attack": "attacks",
-    "BoundedSensitivity": "noise.pixeldp",
-    "CarliniWagnerL2": "attacks",
-    "Certificate": "evaluation.certification",
-    "Checklist": "evaluation.checklist",
-    "Checkpoint": "training.checkpoints",
-    "Column": "evaluation.record",
-    "Computation": "settings.training",
-    "DATASETS": "data",
-    "Evaluation": "evaluation.report",
-    "ExpectationOverNoise": "attacks",
-    "FGSM": "attacks",
-    "FixedNoise": "noise.layers",
-    "Network": "settings.training",
-    "Optimisation": "settings.training",
-    "Outcome": "attacks",
-    "PGD": "attacks",
-    "PNIAdversarialModel": "training.trainer",
-    "PNIInput": "noise.layers",
-    "PNIOutput": "noise.layers",
-    "PNIWeight": "noise.layers",
-    "RandomSearch": "attacks",
-    "Recipe": "settings.training",
-    "Result": "evaluation.results",
-    "ResultStore": "evaluation.store",
-    "Scenario": "evaluation.results",
-    "Square": "attacks",
-    "Target": "targets",
-    "Transfer": "attacks",
-    "ZOO": "attacks",
-    "alphas": "noise.injection",
-    "assemble_trainer": "training.assembly",
-    "build_model": "models",
-    "certify": "evaluation.certification",
-    "evaluate_curve": "evaluation.curves",
-    "evaluate_robustness": "evaluation.robustness",
-    "expected_loss": "attacks.draws",
-    "export_saved_model": "export",
-    "format_table": "evaluation.report",
-    "freeze_noise": "noise.injection",
-    "fuse_batch_norm": "noise.fusion",
-    "inject_pixeldp": "noise.pixeldp",
-    "inject_pni": "noise.injection",
-    "inject_rse": "noise.injection",
-    "load_dataset": "data",
-    "load_target": "targets",
-    "make_attack": "attacks",
-    "paper_suite": "evaluation.suites",
-    "probe_gradient": "attacks",
-    "read_evaluation": "evaluation.record",
-    "run_checklist": "evaluation.checklist",
-    "scenario_of": "evaluation.suites",
-    "standard_scenarios": "evaluation.suites",
-    "steps_per_epoch": "data",
-    "strip_noise": "noise.injection",
-    "strong_suite": "evaluation.suites",
-    "train_substitute": "attacks",
-    "training_batches": "data",
-    "transfer_from": "evaluation.suites",
-    "union": "evaluation.results",
-    "value_and_gradient": "attacks",
-    "worst_cases": "evaluation.results",
+# The public names, by the module that they are loaded from.
+_NAMES = {
+    "attacks": """
+        APGD Attack CarliniWagnerL2 ExpectationOverNoise FGSM Outcome PGD RandomSearch
+        Square Transfer ZOO make_attack probe_gradient train_substitute
+        value_and_gradient
+    """,
+    "attacks.draws": "expected_loss",
+    "data": "DATASETS load_dataset steps_per_epoch training_batches",
+    "evaluation.certification": "Certificate certify",
+    "evaluation.checklist": "Checklist run_checklist",
+    "evaluation.curves": "evaluate_curve",
+    "evaluation.record": "Column read_evaluation",
+    "evaluation.report": "Evaluation format_table",
+    "evaluation.results": "Result Scenario union worst_cases",
+    "evaluation.robustness": "evaluate_robustness",
+    "evaluation.store": "ResultStore",
+    "evaluation.suites": """
+        paper_suite scenario_of standard_scenarios strong_suite transfer_from
+    """,
+    "export": "export_saved_model",
+    "models": "build_model",
+    "noise.fusion": "fuse_batch_norm",
+    "noise.injection": "alphas freeze_noise inject_pni inject_rse strip_noise",
+    "noise.layers": "FixedNoise PNIInput PNIOutput PNIWeight",
+    "noise.pixeldp": "BoundedSensitivity inject_pixeldp",
+    "settings.training": "Adversarial Computation Network Optimisation Recipe",
+    "targets": "Target load_target",
+    "training.assembly": "assemble_trainer",
+    "training.checkpoints": "Checkpoint",
+    "training.trainer": "PNIAdversarialModel",
 }
-
+_MODULE_OF = {
+    name: module for module, names in _NAMES.items() for name in names.split()
+}
 __all__ = [*_MODULE_OF, "__version__"]
 
 

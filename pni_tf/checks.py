@@ -10,15 +10,9 @@ import numpy as np
 def validate_images(
     images: np.ndarray, *, image_shape: tuple[int | None, ...] | None = None
 ) -> np.ndarray:
-    """Checks that an array is a batch of images in [0, 1].
+    """Returns images in [0, 1] as float32 `[N, height, width, channels]`.
 
-    Args:
-        images: The array to check.
-        image_shape: `(height, width, channels)` that a model takes; `None` for a size
-            that may be any.
-
-    Returns:
-        float32 `[N, height, width, channels]`.
+    The last three are `image_shape`, where `None` is any size.
 
     Raises:
         ValueError: If they are not floats, not of this rank or shape, empty, not
@@ -31,7 +25,7 @@ def validate_images(
             f"Received: images.dtype={images.dtype}. "
             "Convert values in 0..255 by images.astype('float32') / 255"
         )
-    expected = (None, None, None) if image_shape is None else tuple(image_shape)
+    expected = image_shape or (None, None, None)
     if images.ndim != 4 or any(
         size not in (None, found)
         for size, found in zip(expected, images.shape[1:], strict=True)
@@ -69,21 +63,13 @@ def validate_labels(
     num_examples: int | None = None,
     name: str = "labels",
 ) -> np.ndarray:
-    """Checks that an array holds one class index an example.
+    """Returns labels, one class index an example, as int64 `[N]`.
 
-    Args:
-        labels: The array to check.
-        num_classes: Number of classes; labels are 0..`num_classes` - 1. None if it is
-            not known.
-        num_examples: Number of labels to expect, e.g. `len(images)`.
-        name: What the errors call them.
-
-    Returns:
-        int64 `[N]`.
+    `num_classes` is None if it is not known; errors call the labels `name`.
 
     Raises:
-        ValueError: If they are not integers, not of rank 1, too few or too many, or
-            out of range.
+        ValueError: If they are not integers, not of rank 1, not `num_examples` of them,
+            or not in 0..`num_classes` - 1.
     """
     labels = _array(name, labels)
     if labels.ndim != 1:
@@ -173,20 +159,15 @@ def check_logits(model: keras.Model) -> None:
 
 def _last_operation(model):
     """Returns what computes the outputs, inside nested models and wrappers."""
-    operation = model
-    while isinstance(operation, (keras.Model, keras.layers.Wrapper)):
-        if isinstance(operation, keras.layers.Wrapper):
-            operation = operation.layer
-            continue
-        operations = getattr(operation, "operations", operation.layers)
-        values = (op for op in reversed(operations) if not _is_cast(op))
-        operation = next(values, None)
-    return operation
-
-
-def _is_cast(operation):
-    # This is the idiom for float32 outputs under mixed precision.
-    return (
-        isinstance(operation, keras.layers.Activation)
-        and operation.activation is keras.activations.linear
-    )
+    if isinstance(model, keras.layers.Wrapper):
+        return _last_operation(model.layer)
+    if not isinstance(model, keras.Model):
+        return model
+    for operation in reversed(getattr(model, "operations", model.layers)):
+        # A linear activation is the idiom for float32 outputs under mixed precision.
+        if (
+            not isinstance(operation, keras.layers.Activation)
+            or operation.activation is not keras.activations.linear
+        ):
+            return _last_operation(operation)
+    return None

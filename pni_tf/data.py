@@ -162,9 +162,6 @@ def load_dataset(
             `seed` moves from `train` to `validation`.
         seed: Seed of both draws. The test set does not depend on it.
 
-    Returns:
-        A `Dataset`.
-
     Raises:
         ValueError: If the name is unknown, a number is out of its range, or the files
             are damaged.
@@ -271,9 +268,8 @@ def training_batches(
 
     Each epoch contains every image once; its last batch is smaller where `batch_size`
     does not divide their number. The order and the augmentation of an epoch follow from
-    `seed`, `batch_size` and the number of the epoch alone, so a run that is resumed at
-    `first_epoch` and `first_step` sees what it would have seen without the
-    interruption.
+    `seed`, `batch_size` and the number of the epoch alone, so a resumed run sees what
+    it would have seen without the interruption.
 
     Args:
         split: The images to train on.
@@ -281,7 +277,7 @@ def training_batches(
         seed: Seed of order and augmentation.
         first_epoch: Number of the epoch to begin with, counted from 0.
         first_step: Number of batches of that epoch to leave out.
-        augment: Whether to apply `random_flip_and_crop`.
+        augment: Whether to flip and crop (`random_flip_and_crop`).
 
     Returns:
         A `tf.data.Dataset` of `(images, labels)`: float32 `[batch, height, width,
@@ -326,18 +322,7 @@ def training_batches(
 
 
 def evaluation_batches(split: Split, *, batch_size: int) -> tf.data.Dataset:
-    """Streams a split once, in stored order.
-
-    Args:
-        split: The images to evaluate on.
-        batch_size: Images a batch; the last may be smaller.
-
-    Returns:
-        A `tf.data.Dataset` of `(images, labels)` as `training_batches` returns.
-
-    Raises:
-        ValueError: If `batch_size` is less than 1 or the split is empty.
-    """
+    """Streams a split once, in stored order, as `training_batches` does."""
     steps_per_epoch(split, batch_size)  # It checks both.
     batches = tf.data.Dataset.from_tensor_slices((split.images, split.labels))
     batches = batches.batch(batch_size).map(
@@ -365,13 +350,8 @@ def random_flip_and_crop(
 
     Args:
         images: `[N, height, width, channels]` of any dtype; height and width static.
-        seed: Integer `[2]`, as `tf.random.stateless_uniform` takes; the same seed gives
-            the same result.
-        padding: Zeros on each side, in pixels, so that an image moves by at most as
-            many in each direction.
-
-    Returns:
-        Images of the same shape and dtype.
+        seed: Integer `[2]`, as `tf.random.stateless_uniform` takes.
+        padding: Pixels by which an image moves at most, in each direction.
 
     Reference: https://arxiv.org/abs/1512.03385, section 4.2.
     """

@@ -10,7 +10,7 @@ import tensorflow as tf
 from pni_tf.checks import check_logits
 from pni_tf.files import write_sums
 from pni_tf.noise.fusion import fuse_batch_norm
-from pni_tf.noise.graph import noise_wrappers
+from pni_tf.noise.graph import reseed_noise
 from pni_tf.noise.injection import strip_noise
 
 
@@ -49,14 +49,11 @@ def export_saved_model(model: keras.Model, directory: str | os.PathLike) -> None
             f"Received: directory={str(directory)!r}, which is something else"
         )
     noisy, noise_free = fuse_batch_norm(model), fuse_batch_norm(strip_noise(model))
-    states = [wrapper.seed_generator.state for wrapper in noise_wrappers(model)]
     # Saved as False, so that each process that loads the model seeds itself once.
     seeded = tf.Variable(False, trainable=False, name="seeded")
 
     def reseed(seed):
-        for i, state in enumerate(states):
-            start = tf.stack([seed, tf.zeros_like(seed)])
-            state.assign(tf.random.experimental.stateless_fold_in(start, i))
+        reseed_noise(model, seed)
         seeded.assign(True)
         return tf.identity(seed)
 
@@ -80,31 +77,25 @@ def export_saved_model(model: keras.Model, directory: str | os.PathLike) -> None
         return tf.cast(noise_free(images, training=False), tf.float32)
 
     def serve_mean(images, n):
-        def add(i, total):
-            return i + 1, total + tf.nn.softmax(serve(images))
-
-        zeros = tf.zeros_like(serve_clean(images))
-        _, total = tf.while_loop(
-            lambda i, _: i < n, add, [tf.constant(0), zeros], parallel_iterations=1
+        total = tf.foldl(
+            lambda total, _: total + tf.nn.softmax(serve(images)),
+            tf.range(n),
+            tf.zeros_like(serve_clean(images)),
+            parallel_iterations=1,
         )
         return total / tf.cast(n, tf.float32)
 
     images = tf.TensorSpec([None, *model.input_shape[1:]], tf.float32, name="images")
     archive = keras.export.ExportArchive()
-    archive.track(model)
-    archive.track(noisy)
-    archive.track(noise_free)
-    archive.track(seeded)
-    archive.add_endpoint("serve", serve, input_signature=[images])
-    archive.add_endpoint("serve_clean", serve_clean, input_signature=[images])
-    archive.add_endpoint(
-        "serve_mean",
-        serve_mean,
-        input_signature=[images, tf.TensorSpec([], tf.int32, name="n")],
-    )
-    archive.add_endpoint(
-        "reseed", reseed, input_signature=[tf.TensorSpec([], tf.int64, name="seed")]
-    )
+    for part in (model, noisy, noise_free, seeded):
+        archive.track(part)
+    for endpoint, signature in {
+        serve: [images],
+        serve_clean: [images],
+        serve_mean: [images, tf.TensorSpec([], tf.int32, name="n")],
+        reseed: [tf.TensorSpec([], tf.int64, name="seed")],
+    }.items():
+        archive.add_endpoint(endpoint.__name__, endpoint, input_signature=signature)
     # Written aside and moved, so that an interruption leaves no half of a model.
     directory.parent.mkdir(parents=True, exist_ok=True)
     scratch = directory.with_name(f"unfinished.{directory.name}")

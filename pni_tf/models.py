@@ -96,44 +96,38 @@ def build_model(
     return keras.Model(inputs, MODELS[name](make, x), name=name)
 
 
-def _cifar_resnet(make, x, depth):
-    """Three stages of n blocks with 16, 32 and 64 channels, for a depth of 6n + 2.
+def _resnet(make, x, *, channels, blocks, shortcut):
+    """A 3x3 stem without pooling, then stages of so many residual blocks each.
 
-    Where the resolution halves, the shortcut takes every second pixel and appends zero
-    channels (option A), so it has no parameters. Convolutions have no bias, are
+    Each stage but the first halves the resolution and doubles the channels; `shortcut`
+    does so to what passes by its first block. Convolutions have no bias, are
     initialised from N(0, sqrt(2 / (kh * kw * out))) and see one pixel of padding on
     each side; batch normalisation uses epsilon 1e-5 and momentum 0.9 (torch's 0.1).
     These are the choices of the PNI authors' code.
     """
-    channels = make.scaled(16)
-    x = make.stem(x, channels)
-    for stage in (1, 2, 3):
-        filters = channels * 2 ** (stage - 1)
-        for block in range((depth - 2) // 6):
-            strides = 2 if stage > 1 and block == 0 else 1
-            shortcut = x if strides == 1 else _pool_and_pad(x, f"shortcut{stage}")
-            x = make.residual_block(x, shortcut, filters, strides, stage, block)
-    return make.classifier(x)
+    filters = make.scaled(channels)
+    x = make.conv_and_norm(x, filters, "conv0", "bn0")
+    x = layers.ReLU(name="relu0")(x)
+    for stage, count in enumerate(blocks, start=1):
+        for block in range(count):
+            passing, strides = x, 1
+            if stage > 1 and block == 0:
+                filters, strides = 2 * filters, 2
+                passing = shortcut(make, x, stage)
+            x = make.residual_block(x, passing, filters, strides, stage, block)
+    return make.logits(layers.GlobalAveragePooling2D(name="pool")(x))
 
 
-def _resnet18(make, x):
-    """A 3x3 stem of stride 1 without pooling, then four stages of two blocks.
+def _pool_and_pad(make, x, stage):
+    """Option A: every second pixel, followed by as many zero channels again."""
+    pool = layers.AveragePooling2D(pool_size=1, strides=2, name=f"shortcut{stage}")
+    return keras.ops.pad(pool(x), [(0, 0), (0, 0), (0, 0), (0, x.shape[-1])])
 
-    They have 64, 128, 256 and 512 channels. Where the resolution halves, the shortcut
-    is a 1x1 convolution with batch normalisation, named `projection<stage>`.
-    """
-    channels = make.scaled(64)
-    x = make.stem(x, channels)
-    for stage in (1, 2, 3, 4):
-        filters = channels * 2 ** (stage - 1)
-        for block in (0, 1):
-            strides = 2 if stage > 1 and block == 0 else 1
-            shortcut = x
-            if strides == 2:
-                shortcut = make.conv(x, filters, f"projection{stage}", 1, strides=2)
-                shortcut = make.batch_norm(shortcut, f"projection{stage}_bn")
-            x = make.residual_block(x, shortcut, filters, strides, stage, block)
-    return make.classifier(x)
+
+def _project(make, x, stage):
+    """Option B: a 1x1 convolution to twice as many channels."""
+    name, filters = f"projection{stage}", 2 * x.shape[-1]
+    return make.conv_and_norm(x, filters, name, f"{name}_bn", size=1, strides=2)
 
 
 def _mnist_cnn(make, x):
@@ -155,10 +149,14 @@ def _mnist_cnn(make, x):
 
 MODELS: dict[str, Callable] = {
     **{
-        f"resnet{depth}": functools.partial(_cifar_resnet, depth=depth)
+        f"resnet{depth}": functools.partial(
+            _resnet, channels=16, blocks=3 * ((depth - 2) // 6,), shortcut=_pool_and_pad
+        )
         for depth in (8, 20, 32, 44, 56)
     },
-    "resnet18": _resnet18,
+    "resnet18": functools.partial(
+        _resnet, channels=64, blocks=(2, 2, 2, 2), shortcut=_project
+    ),
     "mnist_cnn": _mnist_cnn,
 }
 
@@ -191,40 +189,33 @@ class _LayerMaker:
         options = self._kernel_and_bias(name, *initial)
         return layers.Conv2D(filters, size, strides, padding, **options)(x)
 
-    def dense(self, x, units, name, initial):
-        return layers.Dense(units, **self._kernel_and_bias(name, *initial))(x)
+    def dense(self, x, units, name, initial, dtype=None):
+        options = self._kernel_and_bias(name, *initial)
+        return layers.Dense(units, dtype=dtype, **options)(x)
 
     def logits(self, x, initial=_RESNET_DENSE):
-        options = self._kernel_and_bias("logits", *initial)
         # Under mixed precision, losses and attacks still get float32.
-        return layers.Dense(self.num_classes, dtype="float32", **options)(x)
+        return self.dense(x, self.num_classes, "logits", initial, dtype="float32")
 
-    def batch_norm(self, x, name):
+    def conv_and_norm(self, x, filters, conv, norm, size=3, strides=1):
+        x = self.conv(x, filters, conv, size, strides)
         return layers.BatchNormalization(
             momentum=0.9,
             epsilon=1e-5,
             gamma_regularizer=self._regularizer(),
             beta_regularizer=self._regularizer(),
             synchronized=self.synchronized,
-            name=name,
+            name=norm,
         )(x)
-
-    def stem(self, x, filters):
-        x = self.batch_norm(self.conv(x, filters, "conv0"), "bn0")
-        return layers.ReLU(name="relu0")(x)
 
     def residual_block(self, x, shortcut, filters, strides, stage, block):
         first, second = f"{stage}_{2 * block}", f"{stage}_{2 * block + 1}"
-        x = self.conv(x, filters, f"conv{first}", strides=strides)
-        x = self.batch_norm(x, f"bn{first}")
+        names = f"conv{first}", f"bn{first}"
+        x = self.conv_and_norm(x, filters, *names, strides=strides)
         x = layers.ReLU(name=f"relu{first}")(x)
-        x = self.conv(x, filters, f"conv{second}")
-        x = self.batch_norm(x, f"bn{second}")
+        x = self.conv_and_norm(x, filters, f"conv{second}", f"bn{second}")
         x = layers.Add(name=f"add{stage}_{block}")([x, shortcut])
         return layers.ReLU(name=f"relu{second}")(x)
-
-    def classifier(self, x):
-        return self.logits(layers.GlobalAveragePooling2D(name="pool")(x))
 
     def _kernel_and_bias(self, name, kernel, bias):
         # Each layer has a seed of its own, or layers of one shape would start alike. It
@@ -245,12 +236,6 @@ class _LayerMaker:
         return keras.regularizers.L2(self.weight_decay / 2)  # Its gradient is wd * w.
 
 
-def _pool_and_pad(x, name):
-    """Option A: every second pixel, followed by as many zero channels again."""
-    x = layers.AveragePooling2D(pool_size=1, strides=2, name=name)(x)
-    return keras.ops.pad(x, [(0, 0), (0, 0), (0, 0), (0, x.shape[-1])])
-
-
 def _normalized_input(input_shape, mean, std):
     shape = tuple(input_shape)
     if len(shape) != 3 or not all(isinstance(n, int) and n > 0 for n in shape):
@@ -262,14 +247,12 @@ def _normalized_input(input_shape, mean, std):
     if mean is None and std is None:
         return inputs, inputs
     received = f"Received: mean={mean}, std={std}"
-    if mean is None or std is None:
-        raise ValueError(f"Give both `mean` and `std`, or neither. {received}")
-    mean, std = [float(m) for m in mean], [float(s) for s in std]
-    if not len(mean) == len(std) == shape[-1]:
+    if mean is None or std is None or not len(mean) == len(std) == shape[-1]:
         raise ValueError(
-            f"`mean` and `std` must have a value for each of the {shape[-1]} channels. "
-            f"{received}"
+            "Give both `mean` and `std`, with a value for each of the "
+            f"{shape[-1]} channels, or neither. {received}"
         )
+    mean, std = [float(m) for m in mean], [float(s) for s in std]
     if not all(0 <= m <= 1 and 0 < s <= 1 for m, s in zip(mean, std, strict=True)):
         raise ValueError(
             "`mean` must be in [0, 1] and `std` in (0, 1], as images are: divide "

@@ -1,6 +1,7 @@
 """Any network as an attack sees it."""
 
 import dataclasses
+import functools
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,8 +14,13 @@ from pni_tf.attacks.draws import GradientProbe, probe_gradient
 from pni_tf.checks import check_number, validate_images, validate_labels
 from pni_tf.files import cannot_load, check_sums
 from pni_tf.noise.fusion import fuse_batch_norm
-from pni_tf.noise.graph import load_model, network_of, noise_wrappers
+from pni_tf.noise.graph import load_model, network_of, noise_wrappers, reseed_noise
 from pni_tf.noise.injection import strip_noise
+
+_TAKES = (
+    "A target takes one batch of float32 images [N, H, W, C] of a fixed size and "
+    "returns one tensor of logits [N, K]. Received:"
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -168,9 +174,6 @@ def load_target(
             `["GPU:0", "GPU:1"]`, for `evaluate_robustness` to use all of them; for a
             path only.
 
-    Returns:
-        The target, with its warnings.
-
     Raises:
         FileNotFoundError: If the path does not exist.
         ValueError: If the file is not a model, is damaged, does not map images to
@@ -236,10 +239,9 @@ def _oracle_target(oracle, image_shape, num_classes):
         )
 
     def labels_of(images):
+        labels = oracle(images)
         try:
-            return validate_labels(
-                oracle(images), num_classes, num_examples=len(images)
-            )
+            return validate_labels(labels, num_classes, num_examples=len(images))
         except ValueError as error:
             raise ValueError(
                 f"The oracle must return one integer label an image: {error}"
@@ -271,9 +273,7 @@ def _keras_target(model, name):
         len(shape) != 4 or None in shape[1:]
     ):
         raise ValueError(
-            "A target takes one batch of images [N, H, W, C] of a fixed size, and "
-            "returns one tensor of logits [N, K]. Received: a model with input shape "
-            f"{shape} and output shape {outputs}"
+            f"{_TAKES} a model with input shape {shape} and output shape {outputs}"
         )
     warnings = [
         f"layer {layer.name!r} scales its input by {layer.scale}, so the model seems "
@@ -281,16 +281,10 @@ def _keras_target(model, name):
         for layer in model.layers
         if isinstance(layer, keras.layers.Rescaling) and np.max(layer.scale) < 0.1
     ]
-    wrappers, twin = noise_wrappers(model), None
-    if wrappers:
+    twin = None
+    if noise_wrappers(model):
         quiet = logits_of(strip_noise(model))
         twin = _probed(quiet, shape[1:], name=f"{name} (noise off)")
-
-    def reseed(seed):
-        for i, wrapper in enumerate(wrappers):
-            start = tf.constant([seed, 0], tf.int64)
-            state = tf.random.experimental.stateless_fold_in(start, i)
-            wrapper.seed_generator.state.assign(state)
 
     return _probed(
         logits_of(model),
@@ -298,7 +292,7 @@ def _keras_target(model, name):
         name=name,
         warnings=warnings,
         noise_free=twin,
-        reseed=reseed,
+        reseed=functools.partial(reseed_noise, model),
         source=model,
     )
 
@@ -330,9 +324,7 @@ def _saved_model_target(path):
         or None in spec.shape[1:]
     ):
         raise ValueError(
-            "A target takes one batch of float32 images [N, H, W, C] of a fixed size "
-            "and returns one tensor of logits. Received: a SavedModel with inputs "
-            f"{inputs} and outputs {outputs}"
+            f"{_TAKES} a SavedModel with inputs {inputs} and outputs {outputs}"
         )
     (name,), (output,) = inputs, outputs
     common = {"image_shape": tuple(spec.shape[1:]), "source": loaded}

@@ -37,12 +37,8 @@ def main(settings: EvaluationRun, model: str) -> None:
     from pni_tf.cli.evaluate_run import evaluate
     from pni_tf.distribution.workers import connect
 
-    workers = connect(
-        devices.strategy,
-        cluster=cluster,
-        agree_on=f"{model}\n{flags.deciding(settings)}",
-        timeout=devices.cluster_timeout,
-    )
+    agree_on = f"{model}\n{flags.deciding(settings)}"
+    workers = connect(devices, cluster, agree_on)
     output = contextlib.nullcontext()
     if not workers.is_chief:  # The chief prints the tables.
         output = contextlib.redirect_stdout(io.StringIO())

@@ -16,7 +16,6 @@ from pni_tf.settings.base import (
     Group,
     check,
     description,
-    group_types,
     groups_of,
     kind_of,
 )
@@ -32,8 +31,8 @@ class _Parser(flags.ArgumentParser):
 
     def __init__(self, field: dataclasses.Field):
         self.field = field
-        self.kind, self.several = kind_of(field)
-        if field.metadata["choices"]:
+        self.kind, self.several, choices = kind_of(field)
+        if choices:
             self.syntactic_help = description(field)  # The line after the default.
 
     def parse(self, argument):
@@ -68,7 +67,7 @@ def define(run: type) -> tuple[str, ...]:
 
     Returns the headings of the help, each the `module_name` of the flags under it.
     """
-    groups = list(group_types(run))
+    groups = list(groups_of(run()))
     for group in groups:
         for field in dataclasses.fields(group):
             where, text = {"module_name": group.heading}, field.metadata["help"]

@@ -50,13 +50,7 @@ def _run(settings, directory, cluster):
     keras.utils.set_random_seed(computation.seed)
     if computation.deterministic:
         tf.config.experimental.enable_op_determinism()
-    workers = connect(
-        devices.strategy,
-        cluster=cluster,
-        agree_on=flags.deciding(settings),
-        timeout=devices.cluster_timeout,
-        tpu=devices.tpu,
-    )
+    workers = connect(devices, cluster, flags.deciding(settings))
     output = contextlib.nullcontext()
     if not workers.is_chief:
         output = directory.log_of(workers.index)

@@ -2,18 +2,20 @@
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import os
 import re
 import socket
 import time
 
+from pni_tf.files import digest
+
 _EXAMPLE = (
     '{"cluster": {"worker": ["host1:12345", "host2:12345"]}, '
     '"task": {"type": "worker", "index": 0}}'
 )
-_HOST = r"[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]"  # The latter is IPv6.
+# A name or number, or an IPv6 address in brackets; then the port.
+_ADDRESS = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):0*([0-9]{1,5})")
 
 
 class WorkerLost(RuntimeError):
@@ -93,15 +95,8 @@ def _from_tf_config(text):
 
 
 def _is_address(address):
-    host, colon, port = str(address).rpartition(":")
-    return (
-        isinstance(address, str)
-        and bool(colon)
-        and re.fullmatch(_HOST, host) is not None
-        and port.isascii()
-        and port.isdecimal()
-        and 0 < int(port) < 2**16
-    )
+    match = _ADDRESS.fullmatch(address) if isinstance(address, str) else None
+    return match is not None and 0 < int(match[1]) < 2**16
 
 
 def _from_slurm():
@@ -132,28 +127,24 @@ def rendezvous(cluster: Cluster, *, agree_on: str, timeout: float) -> None:
     """Waits until every worker is there; TensorFlow itself would wait for an hour.
 
     The chief listens at its address, the others report there, and all go on together.
-
-    Args:
-        cluster: The workers.
-        agree_on: What must be the same for all, such as the flags of the command.
-        timeout: Seconds to wait.
+    `agree_on` must be the same for all, such as the flags of the command; `timeout` is
+    in seconds.
 
     Raises:
         WorkerLost: If a worker does not report in time.
         ValueError: If workers differ in `agree_on` or in their cluster.
         OSError: If the address of this worker is taken.
     """
-    own = json.dumps([cluster.addresses, agree_on]).encode()
-    greeting = {"index": cluster.index, "digest": hashlib.sha256(own).hexdigest()}
+    own = json.dumps([cluster.addresses, agree_on])
+    greeting = {"index": cluster.index, "digest": digest(own)}
     deadline = time.monotonic() + timeout
-    port = int(cluster.addresses[cluster.index].rpartition(":")[2])
+    address = cluster.addresses[cluster.index]
     try:
-        server = socket.create_server(("", port))
+        server = socket.create_server(("", int(address.rpartition(":")[2])))
     except OSError as error:
         raise OSError(
-            f"worker {cluster.index} cannot listen at "
-            f"{cluster.addresses[cluster.index]} ({error.strerror}): another process "
-            "has the port; stop it, or give the cluster other ports"
+            f"worker {cluster.index} cannot listen at {address} ({error.strerror}): "
+            "another process has the port; stop it, or give the cluster other ports"
         ) from error
     with server:
         if cluster.is_chief:
@@ -172,7 +163,7 @@ def _receive(server, cluster, greeting, deadline, timeout):
                 connection, _ = server.accept()
                 connection.settimeout(min(5.0, timeout))
                 theirs = json.loads(connection.recv(4096))
-                index, digest = theirs["index"], theirs["digest"]
+                index, theirs = theirs["index"], theirs["digest"]
                 if index not in range(1, len(cluster.addresses)):
                     raise ValueError(f"no worker {index!r}")
             except TimeoutError:
@@ -189,11 +180,15 @@ def _receive(server, cluster, greeting, deadline, timeout):
             except (OSError, ValueError, TypeError, KeyError, RecursionError):
                 continue  # It is not one of the workers.
             found[index] = connection  # A worker may have been started again.
-            if digest != greeting["digest"]:
-                raise ValueError(
+            if theirs != greeting["digest"]:
+                refusal = (
                     f"worker {index} was started with other flags or another cluster "
                     "than the chief; all workers need the same command"
                 )
+                for connection in found.values():
+                    with contextlib.suppress(OSError):
+                        connection.sendall(refusal.encode())
+                raise ValueError(refusal)
         for index, connection in found.items():
             try:
                 connection.sendall(b"go")
@@ -202,11 +197,6 @@ def _receive(server, cluster, greeting, deadline, timeout):
         for connection in found.values():  # If they hang up first, the port is free.
             with contextlib.suppress(OSError):
                 connection.recv(1)
-    except ValueError as error:
-        for connection in found.values():
-            with contextlib.suppress(OSError):
-                connection.sendall(str(error).encode())
-        raise
     finally:
         for connection in found.values():
             connection.close()

@@ -14,14 +14,10 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def deadline(seconds: float, message: str, status: int) -> Iterator[None]:
-    """Ends the process if what is inside takes longer.
+    """Ends the process if what is inside takes longer than so many seconds.
 
+    The message, one line, goes to standard error, and `status` is the exit status.
     Works on Linux; elsewhere there is no limit.
-
-    Args:
-        seconds: How long it may take.
-        message: A line for standard error.
-        status: Exit status of the process.
     """
     if sys.platform != "linux":
         yield

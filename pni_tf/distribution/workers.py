@@ -1,21 +1,11 @@
 """The processes and devices that train together, and how they share.
 
-What N replicas do is what one device does, where that can be:
-
-- the global batch stays what it is; each replica takes an equal part of it;
-- noise on weights is the same draw on every replica, because their generators agree;
-- noise on activations and inputs and the random start of attacks differ by replica,
-  and the standard deviation of activation noise is that of the replica's own part;
-- batch normalisation with `synchronized=True` takes the statistics of the global batch;
-  without it each replica normalises by its own part, and the moving statistics are the
-  mean over the replicas;
-- losses and gradients are those of the global batch, also where it does not divide
-  evenly; Keras alone would give each replica the same weight.
+The global batch stays what it is, and each replica takes an equal part of it. What this
+means for noise, batch normalisation and losses is in docs/scaling.md.
 """
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import os
 import signal
@@ -25,11 +15,10 @@ from collections.abc import Iterator
 import numpy as np
 import tensorflow as tf
 
-from pni_tf.checks import check_choice
 from pni_tf.distribution.cluster import Cluster, WorkerLost, rendezvous
 from pni_tf.distribution.deadline import deadline
-
-STRATEGIES = ("none", "mirrored", "multi_worker", "tpu")
+from pni_tf.files import digest
+from pni_tf.settings.machine import Devices
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,9 +48,7 @@ class Workers:
     @property
     def devices(self) -> tuple[str, ...]:
         """Devices of this worker."""
-        if self.strategy is None:
-            return ()
-        return tuple(self.strategy.extended.worker_devices)
+        return tuple(self.strategy.extended.worker_devices) if self.strategy else ()
 
     def scope(self) -> contextlib.AbstractContextManager:
         """Returns the context in which models are made."""
@@ -102,14 +89,10 @@ class Workers:
             ) from error
 
     def distribute(self, batches: tf.data.Dataset):
-        """Shares out every batch evenly over the replicas.
+        """Shares out every batch evenly over the replicas, as `fit` takes it.
 
-        Args:
-            batches: Batches of the global size, the same on every worker. None may hold
-                fewer examples than there are replicas.
-
-        Returns:
-            What `fit` takes under the strategy.
+        The batches are of the global size and the same on every worker. None may hold
+        fewer examples than there are replicas.
         """
         if self.replicas == 1:
             return batches
@@ -139,8 +122,7 @@ class Workers:
         Raises:
             RuntimeError: If a variable differs between workers in any byte.
         """
-        digests = [hashlib.sha256(v.numpy().tobytes()).hexdigest() for v in variables]
-        sums = [int(digest[:14], 16) for digest in digests]
+        sums = [int(digest(v.numpy().tobytes())[:14], 16) for v in variables]
         differ = (self.gather(sums) != sums).any(axis=0)
         if differ.any():
             names = [v.path for v, bad in zip(variables, differ, strict=True) if bad]
@@ -171,35 +153,26 @@ _PEER_ERRORS = (
 
 
 def connect(
-    strategy: str,
-    *,
-    cluster: Cluster | None = None,
-    agree_on: str = "",
-    timeout: float = 120.0,
-    tpu: str = "local",
+    devices: Devices, cluster: Cluster | None = None, agree_on: str = ""
 ) -> Workers:
     """Returns the workers of a strategy. Call it once, before TensorFlow computes.
 
     Args:
-        strategy: `"none"`, one device; `"mirrored"`, all GPUs of this machine, or its
-            logical CPUs where there are several; `"multi_worker"`, all devices of all
-            workers of `cluster`; `"tpu"`.
-        cluster: What `pni_tf.distribution.cluster.find_cluster` returns.
-        agree_on: What must be the same for all workers, such as their flags.
-        timeout: Seconds to wait for the other workers.
-        tpu: Name of the TPU, `"local"` on a TPU VM.
+        devices: The strategy, and what it needs. Without GPUs, `mirrored` takes the
+            logical CPUs where there are several.
+        cluster: What `find_cluster` returns, for `multi_worker`.
+        agree_on: What must be the same for all workers; see `rendezvous`.
 
     Raises:
         ValueError: If the machine lacks the devices, or workers differ in what they
             must agree on.
         WorkerLost: If a worker cannot be reached in time.
     """
-    check_choice("strategy", strategy, STRATEGIES)
-    if strategy == "multi_worker":
-        return _multi_worker(cluster, agree_on, timeout)
-    if strategy == "mirrored":
+    if devices.strategy == "multi_worker":
+        return _multi_worker(cluster, agree_on, devices.cluster_timeout)
+    if devices.strategy == "mirrored":
         return Workers(_mirrored())
-    return Workers(_tpu(tpu) if strategy == "tpu" else None)
+    return Workers(_tpu(devices.tpu) if devices.strategy == "tpu" else None)
 
 
 def _mirrored():

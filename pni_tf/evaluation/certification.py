@@ -232,9 +232,7 @@ def _counter(target):
     classes = target.num_classes
     shape = tf.TensorSpec([None, *target.image_shape], tf.float32)
 
-    @tf.function(
-        input_signature=[shape, tf.TensorSpec([], tf.int32)], autograph=False
-    )
+    @tf.function(input_signature=[shape, tf.TensorSpec([], tf.int32)], autograph=False)
     def count(images, draws):
         def add(sums, _):
             logits = target.logits(images)

@@ -4,6 +4,7 @@ import os
 import zipfile
 
 import keras
+import tensorflow as tf
 
 from pni_tf.files import cannot_load
 from pni_tf.noise.layers import NoiseWrapper
@@ -26,6 +27,14 @@ def noise_wrappers(model: keras.Model) -> list[NoiseWrapper]:
     # Nested models may share a layer.
     found = [w for layer in leaf_layers(model) for w in wrappers_of(layer)]
     return list(dict.fromkeys(found))
+
+
+def reseed_noise(model: keras.Model, seed: int | tf.Tensor) -> None:
+    """Makes the following draws of the noise repeatable, by an integer."""
+    start = tf.stack([tf.convert_to_tensor(seed, tf.int64), 0])
+    for i, wrapper in enumerate(noise_wrappers(model)):
+        state = tf.random.experimental.stateless_fold_in(start, i)
+        wrapper.seed_generator.state.assign(state)
 
 
 def call_layer(layer, *args, **kwargs):

@@ -4,6 +4,7 @@ import dataclasses
 import signal
 import sys
 from pathlib import Path
+from typing import Literal
 
 from pni_tf import files
 from pni_tf.cli import app
@@ -28,15 +29,14 @@ class Work(Group):
 
     heading = "Work"
 
-    study: tuple[str, ...] = setting(
-        ("all",), "Studies; mnist is on the CPU scale.", choices=("all", *STUDIES)
+    study: tuple[Literal["all", *STUDIES], ...] = setting(
+        ("all",), "Studies; mnist is on the CPU scale."
     )
-    scale: str = setting(
+    scale: Literal["digits", "cpu", "paper"] = setting(
         "digits",
         "digits: everything on small images, within an hour on 2 CPU cores. cpu: "
         "CIFAR-10 with a short recipe, an hour for a training. paper: the paper's "
         "networks and recipe, for GPUs.",
-        choices=tuple(SCALES),
     )
     networks: tuple[str, ...] | None = setting(
         None,
@@ -47,7 +47,6 @@ class Work(Group):
         None,
         "Number of training seeds; by default 2 on digits (1 of the deeper and wider "
         "networks), 1 on the CPU scale and 5 of the paper's.",
-        least=1,
     )
     output_dir: str | None = setting(
         None, "Folder of all runs and of the report; by default reproduction/SCALE."
@@ -73,7 +72,6 @@ class Machine(Source):
         None,
         "Number of jobs to run at once, which share the CPU cores; by default one for "
         "each core (8 at most) on digits, where jobs are small, and one otherwise.",
-        least=1,
     )
 
 

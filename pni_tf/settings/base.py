@@ -11,25 +11,30 @@ from typing import ClassVar
 LARGEST_INTEGER = 2**31 - 1
 LARGEST_NUMBER = 3e38
 
+# The smallest and the largest value. Most integers count something.
+_BOUNDS = {int: (1, LARGEST_INTEGER), float: (0, LARGEST_NUMBER)}
+FROM_0 = (0, LARGEST_INTEGER)
 
-def setting(
-    default,
-    help,
-    *,
-    least=None,
-    most=None,
-    choices=None,
-    free=False,
-    may_be_empty=False,
-):
+# What a setting may be, by its type and whether it is a tuple.
+_NOUNS = {
+    (bool, False): "true or false",
+    (int, False): "an integer",
+    (int, True): "a list of integers, such as 7,40, each",
+    (float, False): "a finite number, such as 8/255,",
+    (float, True): "a list of numbers, such as 8/255,0.1, each",
+    (str, False): "a text, not empty and without a space at either end",
+    (str, True): "a list of texts, each not empty and without a space at either end",
+}
+
+
+def setting(default, help, *, bounds=None, free=False, may_be_empty=False):
     """Returns a field of a group of settings.
 
     Args:
         default: Its default; None for a setting that may be absent.
         help: What it does, as `--help` shows it.
-        least: Smallest number, of each entry if the setting is a tuple.
-        most: Largest number.
-        choices: The words that it, or each of its entries, may be.
+        bounds: Smallest and largest number, of each entry if the setting is a tuple,
+            where they are not those of `_BOUNDS`.
         free: Whether a run may go on with another value, because it says where things
             lie or on what they are computed, and not what is computed.
         may_be_empty: Whether the empty text is a value; else it is most likely that of
@@ -37,9 +42,7 @@ def setting(
     """
     metadata = {
         "help": help,
-        "least": least,
-        "most": most,
-        "choices": choices,
+        "bounds": bounds,
         "free": free,
         "may_be_empty": may_be_empty,
     }
@@ -63,73 +66,59 @@ class Group:
 
 def check(field: dataclasses.Field, value) -> None:
     """Raises a ValueError unless a setting may have the value."""
-    kind, several = kind_of(field)
     if value is None and field.default is None:
         return
-    fits = isinstance(value, tuple) and value if several else True
-    entries = value if several and fits else (value,)
-    if not fits or not all(_fits(entry, kind, field.metadata) for entry in entries):
+    _, several, _ = kind_of(field)
+    entries = value if several else (value,)
+    fits = isinstance(entries, tuple) and entries
+    if not fits or not all(_fits(entry, field) for entry in entries):
         raise ValueError(
             f"--{field.name} must be {description(field)}. "
             f"Received: --{field.name}={value!r}"
         )
 
 
-def kind_of(field: dataclasses.Field) -> tuple[type, bool]:
-    """Returns `bool`, `int`, `float` or `str`, and whether the setting is a tuple."""
+def kind_of(field: dataclasses.Field) -> tuple[type, bool, tuple[str, ...]]:
+    """Returns the type of a setting, whether it is a tuple, and the words it may be."""
     kind = field.type
-    if isinstance(kind, types.UnionType):  # Of it and None.
+    if types.NoneType in typing.get_args(kind):
         kind = typing.get_args(kind)[0]
-    if typing.get_origin(kind) is tuple:
-        return typing.get_args(kind)[0], True
-    return kind, False
+    several = typing.get_origin(kind) is tuple
+    if several:
+        kind = typing.get_args(kind)[0]
+    if typing.get_origin(kind) is typing.Literal:
+        return str, several, typing.get_args(kind)
+    return kind, several, ()
 
 
 def description(field: dataclasses.Field) -> str:
     """Returns what a setting may be, to follow "must be"."""
-    (kind, several), bounds = kind_of(field), field.metadata
-    least, most = bounds["least"], bounds["most"]
-    if bounds["choices"]:
-        return f"from: {', '.join(bounds['choices'])}"
-    if kind is bool:
-        return "true or false"
-    if kind is str:
-        noun = "a list of texts, each" if several else "a text,"
-        return f"{noun} not empty and without a space at either end"
-    noun = "an integer" if kind is int else "a finite number, such as 8/255,"
-    if several:
-        example = "7,40" if kind is int else "8/255,0.1"
-        plural = "integers" if kind is int else "numbers"
-        noun = f"a list of {plural}, such as {example}, each"
-    if most is None and kind is float:
+    kind, several, choices = kind_of(field)
+    if choices:
+        return f"from: {', '.join(choices)}"
+    noun = _NOUNS[kind, several]
+    if kind in (bool, str):
+        return noun
+    least, most = field.metadata["bounds"] or _BOUNDS[kind]
+    if most == LARGEST_NUMBER:
         return f"{noun} of at least {least}"
-    return f"{noun} from {least} to {LARGEST_INTEGER if most is None else most}"
+    return f"{noun} from {least} to {most}"
 
 
-def _fits(value, kind, bounds):
+def _fits(value, field):
+    kind, _, choices = kind_of(field)
+    if choices:
+        return value in choices
     if kind is bool:
         return isinstance(value, bool)
     if kind is str:
         if not isinstance(value, str) or value != value.strip():
             return False
-        return value in (bounds["choices"] or (value,)) and (
-            bool(value) or bounds["may_be_empty"]
-        )
+        return bool(value) or field.metadata["may_be_empty"]
     if isinstance(value, bool) or not isinstance(value, int | kind):
         return False
-    least, most = bounds["least"], bounds["most"]
-    if most is None:
-        most = LARGEST_INTEGER if kind is int else LARGEST_NUMBER
+    least, most = field.metadata["bounds"] or _BOUNDS[kind]
     return math.isfinite(value) and least <= value <= most
-
-
-def group_types(run: type) -> Iterator[type[Group]]:
-    """Yields the groups of the settings of a command, in the order of its help."""
-    for field in dataclasses.fields(run):
-        if issubclass(field.type, Group):
-            yield field.type
-        else:
-            yield from group_types(field.type)
 
 
 def groups_of(run) -> Iterator[Group]:

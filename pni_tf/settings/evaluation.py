@@ -1,8 +1,9 @@
 """The settings of an evaluation."""
 
 import dataclasses
+from typing import Literal
 
-from pni_tf.settings.base import LARGEST_INTEGER, Group, setting
+from pni_tf.settings.base import FROM_0, Group, setting
 from pni_tf.settings.machine import Devices, Source
 
 # The short names of `pni_tf.attacks.ATTACKS`, and two that need a further network.
@@ -10,6 +11,7 @@ ATTACKS = (
     *("fgsm", "pgd", "apgd-ce", "apgd-dlr", "apgd-t", "cw", "square", "zoo", "random"),
     *("transfer", "substitute"),
 )
+_Column = Literal["model", "noise_on", "noise_off", "mean", "twin"]
 _DEFAULT_ATTACKS = {
     "linf": "fgsm,pgd(steps=7),pgd(steps=40)",
     "l2": "pgd(steps=7),pgd(steps=40)",
@@ -23,9 +25,7 @@ class TestData(Source):
     dataset: str | None = setting(
         None, "Dataset whose test images are attacked: see bin/train."
     )
-    examples: int | None = setting(
-        None, "Number of test images; all by default.", least=1
-    )
+    examples: int | None = setting(None, "Number of test images; all by default.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,44 +42,35 @@ class Attacks(Group):
         "scored.",
         may_be_empty=True,
     )
-    suite: str | None = setting(
+    suite: Literal["paper", "strong"] | None = setting(
         None,
         "A set of attacks: those of the PNI paper, or those for claims, all with "
         "expectation over the noise of a random model.",
-        choices=("paper", "strong"),
     )
-    preset: str = setting(
-        "reference",
-        "Settings of --attacks that are not given in parentheses.",
-        choices=("paper", "reference", "strong"),
+    preset: Literal["paper", "reference", "strong"] = setting(
+        "reference", "Settings of --attacks that are not given in parentheses."
     )
     epsilons: tuple[float, ...] | None = setting(
         None,
         "Radii of the ball, for pixels in [0, 1]; fractions such as 8/255 are fine. "
         "The curves and the checklist take the first.",
-        least=0,
     )
-    norm: str = setting("linf", "Norm of the ball.", choices=("linf", "l2"))
+    norm: Literal["linf", "l2"] = setting("linf", "Norm of the ball.")
     expectation: tuple[int, ...] = setting(
         (1, 20),
         "Draws of the expectation over noise, one row each for --attacks; a suite, the "
         "curves and the checklist take the largest. A deterministic model is attacked "
         "once.",
-        least=1,
     )
-    towards: str | None = setting(
-        None,
-        "Makes --attacks targeted, at this class.",
-        choices=("next", "random", "least_likely"),
+    towards: Literal["next", "random", "least_likely"] | None = setting(
+        None, "Makes --attacks targeted, at this class."
     )
     transfer_from: tuple[str, ...] | None = setting(
         None,
         "Models from which examples are transferred, beside the one without noise.",
     )
     substitute_images: int = setting(
-        150,
-        "Test images, not among the attacked ones, that `substitute` starts from.",
-        least=1,
+        150, "Test images, not among the attacked ones, that `substitute` starts from."
     )
 
     def __post_init__(self):
@@ -108,10 +99,8 @@ class Analyses(Group):
 
     heading = "Analyses"
 
-    curves: tuple[str, ...] | None = setting(
-        None,
-        "Accuracy of PGD over: epsilon, steps, draws. With figures.",
-        choices=("epsilon", "steps", "draws"),
+    curves: tuple[Literal["epsilon", "steps", "draws"], ...] | None = setting(
+        None, "Accuracy of PGD over: epsilon, steps, draws. With figures."
     )
     checklist: bool = setting(
         False,
@@ -122,27 +111,21 @@ class Analyses(Group):
         1,
         "Above 1, a further column for a random model: prediction by the mean of the "
         "softmax over this many draws, attacked through that mean.",
-        least=1,
     )
     certify: bool = setting(
-        False,
-        "Certified radii of a PixelDP network, and the accuracy over the radius.",
+        False, "Certified radii of a PixelDP network, and the accuracy over the radius."
     )
-    certify_draws: int = setting(
-        2000, "Draws of the noise for each certified radius.", least=1
-    )
+    certify_draws: int = setting(2000, "Draws of the noise for each certified radius.")
     pictures: int = setting(
         0,
         "Number of images to draw that the first attack turns around, with the "
         "predictions and their confidence.",
-        least=0,
-        most=16,
+        bounds=(0, 16),
     )
-    columns: tuple[str, ...] | None = setting(
+    columns: tuple[_Column, ...] | None = setting(
         None,
         "Columns of the table and lines of the curves, from: model or noise_on, "
         "noise_off, mean (of --ensemble), twin; all that there are by default.",
-        choices=("model", "noise_on", "noise_off", "mean", "twin"),
     )
     twin: str | None = setting(
         None,
@@ -157,11 +140,9 @@ class Scoring(Group):
 
     heading = "Scoring and output"
 
-    draws: int = setting(10, "Draws of the noise that score each image.", least=1)
-    batch_size: int = setting(128, "Images in a batch.", least=1)
-    seed: int = setting(
-        0, "Seed of the noise and the attacks.", least=0, most=LARGEST_INTEGER
-    )
+    draws: int = setting(10, "Draws of the noise that score each image.")
+    batch_size: int = setting(128, "Images in a batch.")
+    seed: int = setting(0, "Seed of the noise and the attacks.", bounds=FROM_0)
     output_dir: str | None = setting(
         None,
         "Folder of the results; by default MODEL/evaluation for a run directory, else "

@@ -1,10 +1,9 @@
 """The settings of what a command is computed on, and of where its data lie."""
 
 import dataclasses
+from typing import Literal
 
 from pni_tf.settings.base import Group, setting
-
-STRATEGIES = ("none", "mirrored", "multi_worker", "tpu")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,25 +27,20 @@ class Devices(Group):
 
     heading = "Machine"
 
-    strategy: str = setting(
+    strategy: Literal["none", "mirrored", "multi_worker"] = setting(
         "none",
         "none: one device. mirrored: all GPUs of this machine. multi_worker: all "
         "devices of all workers that TF_CONFIG or a Slurm job step names.",
-        choices=STRATEGIES[:3],
         free=True,
     )
     cpu_devices: int = setting(
         1,
         "Split the CPU into as many devices, to try --strategy=mirrored without GPUs.",
-        least=1,
-        most=64,
+        bounds=(1, 64),
         free=True,
     )
     cluster_timeout: int = setting(
-        120,
-        "Seconds to wait for the other workers at the start.",
-        least=1,
-        free=True,
+        120, "Seconds to wait for the other workers at the start.", free=True
     )
 
     def __post_init__(self):

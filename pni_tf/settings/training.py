@@ -1,9 +1,10 @@
 """The settings of a training."""
 
 import dataclasses
+from typing import Literal
 
-from pni_tf.settings.base import LARGEST_INTEGER, Group, setting
-from pni_tf.settings.machine import STRATEGIES, Devices, Source
+from pni_tf.settings.base import FROM_0, Group, setting
+from pni_tf.settings.machine import Devices, Source
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -16,17 +17,16 @@ class Data(Source):
         "cifar100 or svhn.",
     )
     train_examples: int | None = setting(
-        None, "Number of training images to use; all by default.", least=1
+        None, "Number of training images to use; all by default."
     )
     test_examples: int | None = setting(
-        None, "Number of test images to use; all by default.", least=1
+        None, "Number of test images to use; all by default."
     )
     validation_split: float = setting(
         0.0,
         "Fraction of the training images that is held out; the best epoch is chosen on "
         "it, never on the test images.",
-        least=0,
-        most=0.99,
+        bounds=(0, 0.99),
     )
 
 
@@ -41,48 +41,40 @@ class Network(Group):
         "resnet8 (for digits), resnet20, resnet32, resnet44, resnet56, resnet18 or "
         "mnist_cnn.",
     )
-    width: float = setting(1.0, "Multiplier of the numbers of channels.", least=0)
-    noise: str = setting(
+    width: float = setting(1.0, "Multiplier of the numbers of channels.")
+    noise: Literal["pni", "rse", "pixeldp"] = setting(
         "pni",
         "Trained noise at the location --pni, or a competitor of fixed noise, which "
         "ignores --pni: RSE (random self-ensemble) or PixelDP. Those two are meant for "
         "--noadversarial and --eval_ensemble.",
-        choices=("pni", "rse", "pixeldp"),
     )
-    pni: str = setting(
+    pni: Literal["w", "a-a", "a-b", "i", "w+a-a", "w+a-b", "none"] = setting(
         "w",
         "Where the noise goes: weights, outputs (a-a) or inputs (a-b) of the layers "
         "with a kernel, the network's input, both, or nowhere.",
-        choices=("w", "a-a", "a-b", "i", "w+a-a", "w+a-b", "none"),
     )
-    pni_granularity: str = setting(
-        "layerwise",
-        "One alpha for each tensor, output channel or element.",
-        choices=("layerwise", "channelwise", "elementwise"),
+    pni_granularity: Literal["layerwise", "channelwise", "elementwise"] = setting(
+        "layerwise", "One alpha for each tensor, output channel or element."
     )
-    pni_alpha: float = setting(0.25, "Initial alpha.", least=0)
-    pni_sigma: str = setting(
+    pni_alpha: float = setting(0.25, "Initial alpha.")
+    pni_sigma: Literal["batch", "example"] = setting(
         "batch",
         "Whether the standard deviation of activations is taken over the batch, as in "
         "the paper, or over each example.",
-        choices=("batch", "example"),
     )
     rse_first: float = setting(
-        0.2, "Standard deviation of RSE's noise before the first convolution.", least=0
+        0.2, "Standard deviation of RSE's noise before the first convolution."
     )
     rse_others: float = setting(
-        0.1, "Standard deviation of RSE's noise before the other convolutions.", least=0
+        0.1, "Standard deviation of RSE's noise before the other convolutions."
     )
     pixeldp_bound: float = setting(
         0.1,
         "Construction attack bound L of PixelDP, for pixels in [0, 1]: it sets the "
         "scale of the noise.",
-        least=0,
     )
-    pixeldp_distribution: str = setting(
-        "gaussian",
-        "Noise of PixelDP: certificates in the L2 or in the L1 norm.",
-        choices=("gaussian", "laplace"),
+    pixeldp_distribution: Literal["gaussian", "laplace"] = setting(
+        "gaussian", "Noise of PixelDP: certificates in the L2 or in the L1 norm."
     )
 
     def __post_init__(self):
@@ -117,32 +109,25 @@ class Adversarial(Group):
     epsilon: float = setting(
         8 / 255,
         "Radius of the Linf ball, for pixels in [0, 1]; 8/255 may be written so.",
-        least=0,
     )
-    attack_steps: int = setting(7, "PGD steps of the training attack.", least=1)
-    attack_step_size: float = setting(
-        2 / 255, "PGD step size of the training attack.", least=0
-    )
+    attack_steps: int = setting(7, "PGD steps of the training attack.")
+    attack_step_size: float = setting(2 / 255, "PGD step size of the training attack.")
     attack_random_start: bool = setting(
         True, "Start the training attack at a random point of the ball."
     )
     noise_in_attack: bool = setting(
         True, "Whether the training attack sees the noise (Table 1)."
     )
-    attack_labels: str = setting(
-        "predicted",
-        "Labels that the training attack moves away from.",
-        choices=("predicted", "true"),
+    attack_labels: Literal["predicted", "true"] = setting(
+        "predicted", "Labels that the training attack moves away from."
     )
-    clean_weight: float = setting(0.5, "Weight of the clean loss.", least=0)
-    adversarial_weight: float = setting(0.5, "Weight of the adversarial loss.", least=0)
+    clean_weight: float = setting(0.5, "Weight of the clean loss.")
+    adversarial_weight: float = setting(0.5, "Weight of the adversarial loss.")
     epoch_delay: int = setting(
-        0, "Number of first epochs on clean images only.", least=0
+        0, "Number of first epochs on clean images only.", bounds=FROM_0
     )
     validation_draws: int = setting(
-        5,
-        "Draws of the expectation over noise in the attack on the validation images.",
-        least=1,
+        5, "Draws of the expectation over noise in the attack on the validation images."
     )
 
     def __post_init__(self):
@@ -163,41 +148,35 @@ class Optimisation(Group):
 
     heading = "Optimisation"
 
-    epochs: int = setting(160, "Number of epochs.", least=1)
-    batch_size: int = setting(128, "Images in a step, over all replicas.", least=1)
-    optimizer: str = setting("sgd", "Optimizer.", choices=("sgd", "adam"))
+    epochs: int = setting(160, "Number of epochs.")
+    batch_size: int = setting(128, "Images in a step, over all replicas.")
+    optimizer: Literal["sgd", "adam"] = setting("sgd", "Optimizer.")
     learning_rate: float = setting(
-        0.1,
-        "Initial learning rate; never scaled unless --base_batch_size is given.",
-        least=0,
+        0.1, "Initial learning rate; never scaled unless --base_batch_size is given."
     )
     base_batch_size: int | None = setting(
         None,
         "The batch size that --learning_rate is for: the rate is multiplied by "
         "batch_size / base_batch_size (linear scaling, arXiv:1706.02677).",
-        least=1,
     )
-    momentum: float = setting(0.9, "Momentum of sgd.", least=0, most=1.0)
+    momentum: float = setting(0.9, "Momentum of sgd.", bounds=(0, 1.0))
     nesterov: bool = setting(True, "Nesterov momentum of sgd.")
-    schedule: str = setting(
-        "piecewise",
-        "Schedule of the learning rate.",
-        choices=("constant", "piecewise", "cosine"),
+    schedule: Literal["constant", "piecewise", "cosine"] = setting(
+        "piecewise", "Schedule of the learning rate."
     )
     warmup_epochs: int = setting(
-        0, "Epochs in which the rate rises from 0 before cosine lets it fall.", least=0
+        0,
+        "Epochs in which the rate rises from 0 before cosine lets it fall.",
+        bounds=FROM_0,
     )
     drop_epochs: tuple[int, ...] = setting(
-        (80, 120),
-        "Epochs after which piecewise multiplies the rate by --drop_factor.",
-        least=1,
+        (80, 120), "Epochs after which piecewise multiplies the rate by --drop_factor."
     )
-    drop_factor: float = setting(0.1, "See --drop_epochs.", least=0)
+    drop_factor: float = setting(0.1, "See --drop_epochs.")
     weight_decay: float = setting(
         2e-4,
         "Coupled L2 decay of every parameter but alpha: adds this times the parameter "
         "to its gradient.",
-        least=0,
     )
 
     def __post_init__(self):
@@ -226,11 +205,10 @@ class Optimisation(Group):
 class TrainingDevices(Devices):
     """What a training is computed on."""
 
-    strategy: str = setting(
+    strategy: Literal["none", "mirrored", "multi_worker", "tpu"] = setting(
         "none",
         "none: one device. mirrored: all GPUs of this machine. multi_worker: all "
         "devices of all workers that TF_CONFIG or a Slurm job step names. tpu: a TPU.",
-        choices=STRATEGIES,
         free=True,
     )
     tpu: str = setting("local", "Name of the TPU; local on a TPU VM.", free=True)
@@ -247,21 +225,14 @@ class Computation(Group):
         "With several replicas, normalise by the statistics of the global batch, so "
         "that they do what one device does; else each by its own part.",
     )
-    mixed_precision: str = setting(
-        "none",
-        "Compute in 16 bits; noise stays in float32.",
-        choices=("none", "float16", "bfloat16"),
+    mixed_precision: Literal["none", "float16", "bfloat16"] = setting(
+        "none", "Compute in 16 bits; noise stays in float32."
     )
-    jit: str = setting(
-        "auto",
-        "XLA compilation; auto means on a GPU without a strategy.",
-        choices=("auto", "on", "off"),
+    jit: Literal["auto", "on", "off"] = setting(
+        "auto", "XLA compilation; auto means on a GPU without a strategy."
     )
     seed: int = setting(
-        0,
-        "Seed of weights, noise, data order and attacks.",
-        least=0,
-        most=LARGEST_INTEGER,
+        0, "Seed of weights, noise, data order and attacks.", bounds=FROM_0
     )
     deterministic: bool = setting(
         False, "Bit-identical results for one seed on one kind of machine; slower."
@@ -284,17 +255,13 @@ class Storage(Group):
     checkpoint_steps: int | None = setting(
         None,
         "Steps between checkpoints within an epoch; there is one after each epoch.",
-        least=1,
         free=True,
     )
     checkpoint_minutes: float = setting(
-        10.0,
-        "Minutes between checkpoints within an epoch; 0 for none.",
-        least=0,
-        free=True,
+        10.0, "Minutes between checkpoints within an epoch; 0 for none.", free=True
     )
     keep_checkpoints: int = setting(
-        2, "Number of newest checkpoints to keep.", least=1, free=True
+        2, "Number of newest checkpoints to keep.", free=True
     )
 
 
@@ -308,26 +275,22 @@ class FinalEvaluation(Group):
     compare_undefended: bool = setting(
         False, "Also train the same network without any defence, for the table."
     )
-    eval_draws: int = setting(10, "Draws of the noise that score each image.", least=1)
+    eval_draws: int = setting(10, "Draws of the noise that score each image.")
     eval_steps: tuple[int, ...] = setting(
         (7, 40),
         "Numbers of PGD steps, one row of the table each. The step size is that of "
         "training for as many steps, else 2.5 * epsilon / steps.",
-        least=1,
     )
     eval_expectation: int = setting(
-        20,
-        "Draws of the expectation over noise in the last row; 1 leaves it out.",
-        least=1,
+        20, "Draws of the expectation over noise in the last row; 1 leaves it out."
     )
     eval_ensemble: int = setting(
         1,
         "Above 1, a further column of the table: prediction by the mean of the softmax "
         "over this many draws, attacked through that mean.",
-        least=1,
     )
     eval_examples: int | None = setting(
-        None, "Number of test images to attack; all by default.", least=1
+        None, "Number of test images to attack; all by default."
     )
     export: bool = setting(True, "Export a SavedModel.")
 

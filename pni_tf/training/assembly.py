@@ -1,7 +1,6 @@
 """From settings to a compiled trainer: the recipe of `bin/train`, for library users."""
 
 import contextlib
-from collections.abc import Iterator
 
 import keras
 
@@ -18,7 +17,7 @@ from pni_tf.training.trainer import PNIAdversarialModel
 def assemble_trainer(
     recipe: Recipe, info: DatasetInfo, *, steps_per_epoch: int, replicas: int = 1
 ) -> PNIAdversarialModel:
-    """Builds the network, its noise, its attack and its optimizer, as `bin/train` does.
+    """Returns a compiled trainer with the network, noise and attack of `bin/train`.
 
     Args:
         recipe: The settings. Those of a flagfile are `Recipe()` with changes.
@@ -26,9 +25,6 @@ def assemble_trainer(
         steps_per_epoch: Steps of an epoch, in which schedules count.
         replicas: Number of replicas that train together. Call this function in the
             scope of their strategy.
-
-    Returns:
-        A compiled trainer, for `fit`.
 
     Raises:
         ValueError: If the network is unknown or does not fit the images.
@@ -40,7 +36,11 @@ def assemble_trainer(
     >>> trainer = pni_tf.assemble_trainer(recipe, digits.info, steps_per_epoch=12)
     """
     adversarial, computation = recipe.adversarial, recipe.computation
-    with _dtype_policy(computation.mixed_precision):
+    with contextlib.ExitStack() as stack:
+        # Other layers than these stay as they were.
+        stack.callback(keras.config.set_dtype_policy, keras.config.dtype_policy())
+        if computation.mixed_precision != "none":
+            keras.config.set_dtype_policy(f"mixed_{computation.mixed_precision}")
         network = build_model(
             recipe.network.model,
             width=recipe.network.width,
@@ -88,13 +88,10 @@ def make_optimizer(chosen: Optimisation, steps_per_epoch: int) -> keras.Optimize
     initial = rate = chosen.initial_rate
     schedules = keras.optimizers.schedules
     if chosen.schedule == "piecewise":
-        boundaries = [epoch * steps_per_epoch for epoch in chosen.drop_epochs]
-        factors = [chosen.drop_factor**i for i in range(len(boundaries) + 1)]
-        rate = schedules.PiecewiseConstantDecay(
-            # The rate holds up to and including the step of the boundary.
-            [boundary - 1 for boundary in boundaries],
-            [initial * factor for factor in factors],
-        )
+        # The rate holds up to and including the step of the boundary.
+        boundaries = [epoch * steps_per_epoch - 1 for epoch in chosen.drop_epochs]
+        rates = [initial * chosen.drop_factor**i for i in range(len(boundaries) + 1)]
+        rate = schedules.PiecewiseConstantDecay(boundaries, rates)
     elif chosen.schedule == "cosine":
         rising = chosen.warmup_epochs * steps_per_epoch
         rate = schedules.CosineDecay(
@@ -130,15 +127,3 @@ def _inject_noise(chosen: Network, network: keras.Model, seed: int) -> keras.Mod
         sigma_over=chosen.pni_sigma,
         seed=seed,
     )
-
-
-@contextlib.contextmanager
-def _dtype_policy(precision: str) -> Iterator[None]:
-    """Makes layers compute in 16 bits, and lets others be as they were."""
-    before = keras.config.dtype_policy()
-    if precision != "none":
-        keras.config.set_dtype_policy(f"mixed_{precision}")
-    try:
-        yield
-    finally:
-        keras.config.set_dtype_policy(before)

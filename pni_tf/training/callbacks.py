@@ -1,6 +1,7 @@
 """Callbacks that Keras does not already have."""
 
 import csv
+import functools
 import os
 import time
 from pathlib import Path
@@ -31,20 +32,10 @@ class AlphaLogger(keras.callbacks.Callback):
 class AdversarialImages(keras.callbacks.Callback):
     """Writes images and their adversarial twins to TensorBoard after each epoch.
 
-    Args:
-        images: Float32 `[N, H, W, C]` in `[0, 1]`; a handful.
-        labels: Integers `[N]`.
-        attack: The attack.
-        log_dir: Folder of the event files.
+    There should be but a handful: `[N, H, W, C]` in `[0, 1]`, with labels `[N]`.
     """
 
-    def __init__(
-        self,
-        images: np.ndarray,
-        labels: np.ndarray,
-        attack: Attack,
-        log_dir: str | os.PathLike,
-    ):
+    def __init__(self, images, labels, attack: Attack, log_dir: str | os.PathLike):
         super().__init__()
         self.images = tf.constant(images, tf.float32)
         self.labels = tf.constant(labels)
@@ -52,14 +43,9 @@ class AdversarialImages(keras.callbacks.Callback):
         self.log_dir = str(log_dir)
 
     def on_train_begin(self, logs=None):
-        network = self.model.model
+        network = functools.partial(self.model.model, training=False)
         self._perturb = tf.function(
-            lambda seed: self.attack.perturb(
-                lambda images: network(images, training=False),
-                self.images,
-                self.labels,
-                seed=seed,
-            ),
+            functools.partial(self.attack.perturb, network, self.images, self.labels),
             autograph=False,
         )
         self._writer = tf.summary.create_file_writer(self.log_dir)
@@ -68,7 +54,7 @@ class AdversarialImages(keras.callbacks.Callback):
         # Looking must not change what is trained: the draws that it takes are put back.
         states = [w.seed_generator.state for w in noise_wrappers(self.model.model)]
         before = [state.numpy() for state in states]
-        adversarial = self._perturb(tf.constant([0, epoch], tf.int64))
+        adversarial = self._perturb(seed=tf.constant([0, epoch], tf.int64))
         for state, value in zip(states, before, strict=True):
             state.assign(value)
         epsilon = max(self.attack.epsilon, 1e-12)
@@ -100,9 +86,6 @@ class HistoryFile(keras.callbacks.Callback):
     Unlike `keras.callbacks.CSVLogger`, the file stays right when a run is resumed: rows
     of epochs that are trained again are replaced. Besides the logs there are `epoch`
     (from 1), `learning_rate` (at the first step) and `seconds`.
-
-    Args:
-        path: The file.
     """
 
     def __init__(self, path: str | os.PathLike):
@@ -151,7 +134,7 @@ class HistoryFile(keras.callbacks.Callback):
         """Returns what is known of the current epoch, for a checkpoint within it."""
         return {
             "learning_rate": self._learning_rate,
-            "seconds": self._seconds + time.monotonic() - self._start,
+            "seconds": round(self._seconds + time.monotonic() - self._start, 3),
         }
 
     def resume(self, state: dict[str, float]) -> None:
@@ -167,15 +150,8 @@ class HistoryFile(keras.callbacks.Callback):
         self._seconds = resumed.get("seconds", 0.0)
 
     def on_epoch_end(self, epoch, logs=None):
-        state = self.state()
-        row = {
-            "epoch": epoch + 1,
-            **(logs or {}),
-            "learning_rate": state["learning_rate"],
-            "seconds": round(state["seconds"], 3),
-        }
         rows = [old for old in self.read() if int(old["epoch"]) <= epoch]
-        rows.append(row)
+        rows.append({"epoch": epoch + 1, **(logs or {}), **self.state()})
         # Epochs may differ in their logs, as under `validation_freq=2`.
         columns = dict.fromkeys(name for row in rows for name in row)
         with replacing(self.path) as scratch, scratch.open("w", newline="") as file:

@@ -16,7 +16,7 @@ from absl import logging
 
 from pni_tf.checks import check_number
 from pni_tf.distribution.workers import Workers
-from pni_tf.files import file_digest, replacing
+from pni_tf.files import cannot_load, file_digest, replacing
 from pni_tf.training.callbacks import HistoryFile
 
 _NAME = re.compile(r"epoch-(\d{5,})-step-(\d{7,})-([0-9a-f]{16})\.npz")
@@ -84,7 +84,7 @@ class Checkpoint(keras.callbacks.Callback):
         self.history = history
         self.workers = workers or Workers()
         self._start = Position()  # The next `fit` goes on from here.
-        self._metrics = None  # The metrics so far of an epoch that goes on there.
+        self._metrics = []  # The metrics so far of an epoch that goes on there.
         self._stop = None  # The signal that asks for an end.
         self._restored, self._damaged = False, []
 
@@ -114,8 +114,7 @@ class Checkpoint(keras.callbacks.Callback):
             except (OSError, MemoryError):
                 raise
             except Exception as error:  # NumPy and zipfile raise many kinds
-                reason = str(error).strip().splitlines() or [repr(error)]
-                raise ValueError(f"Cannot load {path}: {reason[0]}") from error
+                raise cannot_load(path, error) from error
             position = found
             break
         else:
@@ -217,40 +216,36 @@ class Checkpoint(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch, logs=None):
         before, self._done = self._done, self._start.step + batch + 1
-        if self._metrics is not None and self._start.step:
+        if self._metrics:
             # Not earlier, because Keras makes some metrics in the first step.
             self._add_metrics()
         minutes = (time.monotonic() - self._saved_at) / 60
         due = self.minutes is not None and minutes >= self.minutes
         if self.steps is not None:
             due |= self._done // self.steps > before // self.steps
-        due, stop = self._any(due, self._stop is not None)
+        due |= self._stop is not None
         # After the last step of an epoch there will be one anyway.
-        if (due or stop) and self.params.get("steps") != batch + 1:
+        if self._any(due) and self.params.get("steps") != batch + 1:
             self._save(Position(self._epoch, self._done), logs)
-            self._end(stop)
+            self._end_if_asked()
 
     def on_test_begin(self, logs=None):
         self._save(Position(self._epoch, self._done), logs)
 
     def on_test_batch_end(self, batch, logs=None):
-        (stop,) = self._any(self._stop is not None)
-        self._end(stop)
+        self._end_if_asked()
 
     def on_epoch_end(self, epoch, logs=None):
         self._start = Position(epoch + 1)
         self._save(self._start, logs)
-        (stop,) = self._any(self._stop is not None)
-        self._end(stop)
+        self._end_if_asked()
 
-    def _any(self, *flags):
-        """Returns for each flag whether any worker has it set."""
-        if self.workers.count == 1:
-            return flags
-        return tuple(self.workers.gather([*map(int, flags)]).any(axis=0))
+    def _any(self, flag):
+        """Returns whether any worker has the flag set."""
+        return self.workers.gather([flag]).any()
 
-    def _end(self, stop):
-        if stop:
+    def _end_if_asked(self):
+        if self._any(self._stop is not None):
             # Who leaves first may take the others down before the chief has written.
             self.workers.barrier()
             raise KeyboardInterrupt((self._stop or signal.SIGTERM).name)
@@ -259,23 +254,20 @@ class Checkpoint(keras.callbacks.Callback):
 
     def _save(self, position, logs):
         # By all workers, because metrics are added up over them.
-        metrics = [v.numpy() for v in _metric_variables(self.model)]
+        metrics = [v.numpy().tolist() for v in _metric_variables(self.model)]
         self._saved_at = time.monotonic()
         values = [_array(variable) for variable in _variables(self.model)]
         loss = np.mean((logs or {}).get("loss", 0.0))
         finite = all(np.isfinite(value).all() for value in [loss, *values])
         if not finite or not self.workers.is_chief:
             return
-        state = {"metrics": [], "history": {}}
-        if position.step:
-            state["metrics"] = [values.tolist() for values in metrics]
-            if self.history is not None:
-                state["history"] = self.history.state()
+        epoch, step = position
+        history = {} if self.history is None or not step else self.history.state()
+        state = {"metrics": metrics if step else [], "history": history}
         newest = self.directory / "newest.npz"
         with replacing(newest) as scratch:
             np.savez(scratch, *values, state=json.dumps(state))
-        name = f"epoch-{position.epoch:05d}-step-{position.step:07d}-{_digest(newest)}"
-        name += ".npz"
+        name = f"epoch-{epoch:05d}-step-{step:07d}-{_digest(newest)}.npz"
         os.replace(newest, self.directory / name)
         for path in self._damaged:
             if path.name != name:  # A file of this name is whole now.
@@ -289,7 +281,7 @@ class Checkpoint(keras.callbacks.Callback):
         variables = _metric_variables(self.model)
         for variable, value in zip(variables, self._metrics, strict=True):
             variable.assign(variable.numpy() + value)
-        self._metrics = None
+        self._metrics = []
 
     # ---- training
 
@@ -314,10 +306,9 @@ class Checkpoint(keras.callbacks.Callback):
             epochs: Number of epochs of the whole training.
             steps_per_epoch: Steps of a whole epoch.
             callbacks: Further callbacks; this one is called after them.
-            validation_data: See `keras.Model.fit`.
-            validation_steps: See `keras.Model.fit`. Where a distributed dataset ends,
-                each replica may have drawn noise for a step that none has finished:
-                let it repeat, and give the number of steps.
+            validation_data, validation_steps: As of `fit`. Where a distributed dataset
+                ends, each replica may have drawn noise for a step that none has
+                finished: let it repeat, and give the number of steps.
             **kwargs: Further arguments of `fit`.
         """
 

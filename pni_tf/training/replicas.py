@@ -5,49 +5,35 @@ import tensorflow as tf
 
 
 class DistributedModel(keras.Model):
-    """What Keras 3 lacks for `fit` on several workers, and for uneven batches.
-
-    Keras 3.15 fails there in two places (https://github.com/keras-team/keras/issues/20585
-    is the thread about it).
-    """
+    """A model whose `fit` works there: Keras 3.15's fails (keras-team/keras#20585)."""
 
     def _maybe_symbolic_build(self, iterator=None, data_batch=None):
         # Keras adds up the parts of a batch to learn its shape, which fails for parts
         # of different sizes, and on several workers. The part of one replica will do.
-        if iterator is not None and self._distribute_strategy is not None:
-            for _, _, batches in iterator:
-                data_batch = tf.nest.map_structure(
-                    lambda values: self._distribute_strategy.experimental_local_results(
-                        values
-                    )[0],
-                    next(batches),
-                )
-                break
+        strategy = self._distribute_strategy
+        if iterator is not None and strategy is not None:
+            _, _, batches = next(iter(iterator))
+            data_batch = tf.nest.map_structure(
+                lambda values: strategy.experimental_local_results(values)[0],
+                next(batches),
+            )
             iterator = None
         super()._maybe_symbolic_build(iterator, data_batch)
 
     def get_metrics_result(self):
         logs = super().get_metrics_result()
         context = tf.distribute.get_replica_context()
-        if context is None or not _is_multi_worker(context.strategy):
+        several = tf.distribute.MultiWorkerMirroredStrategy
+        if context is None or not isinstance(context.strategy, several):
             return logs
         # On several workers Keras takes the mean over axis 0, which scalars lack.
         return tf.nest.map_structure(lambda value: tf.reshape(value, [1]), logs)
 
 
-def _is_multi_worker(strategy):
-    return isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
-
-
 def share_of_batch(count: tf.Tensor) -> tf.Tensor | float:
     """Returns the factor that makes the mean over replicas that over the batch.
 
-    Args:
-        count: Number of examples of this replica, at least one.
-
-    Returns:
-        The examples of this replica over the mean of all replicas; 1 on one
-        device.
+    It is the number of examples of this replica, `count`, over the mean of all.
     """
     context = tf.distribute.get_replica_context()
     replicas = context.num_replicas_in_sync

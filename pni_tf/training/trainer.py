@@ -1,5 +1,6 @@
 """Adversarial training of a random network (eq. 11 of the paper)."""
 
+import functools
 import inspect
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from pni_tf.attacks import Attack, ExpectationOverNoise
+from pni_tf.attacks.base import fold_in
 from pni_tf.checks import (
     check_choice,
     check_logits,
@@ -143,12 +145,8 @@ class PNIAdversarialModel(DistributedModel):
     def compile(self, optimizer="sgd", loss=None, metrics=None, **kwargs):
         """Configures training; the arguments are those of `keras.Model.compile`.
 
-        Args:
-            optimizer: A Keras optimizer.
-            loss: A `keras.losses.Loss` on logits. The default is the sparse categorical
-                cross-entropy of integer labels.
-            metrics: Keras metrics of the clean predictions.
-            **kwargs: Further arguments of `keras.Model.compile`.
+        `loss` is a `keras.losses.Loss` on logits, by default the sparse categorical
+        cross-entropy of integer labels; `metrics` are of the clean predictions.
 
         Raises:
             ValueError: If `loss` is a name, or expects probabilities.
@@ -200,9 +198,7 @@ class PNIAdversarialModel(DistributedModel):
         callbacks = bound.arguments.get("callbacks") or []
         if isinstance(callbacks, keras.callbacks.CallbackList):
             raise ValueError("`callbacks` must be a list of callbacks")
-        if not isinstance(callbacks, (list, tuple)):
-            callbacks = [callbacks]
-        bound.arguments["callbacks"] = [_EpochDelay(), *callbacks]
+        bound.arguments["callbacks"] = [_EpochDelay(), *keras.tree.flatten(callbacks)]
         return super().fit(*bound.args, **bound.kwargs)
 
     def train_step(self, data):
@@ -214,65 +210,54 @@ class PNIAdversarialModel(DistributedModel):
                 # Otherwise a replica without images would fail where the others wait
                 # for it already, and the error might be theirs.
                 images = tf.identity(images)
-        clean_logits = clean_loss = adversarial_logits = adversarial_loss = None
+        batch = images, labels, sample_weight
+        clean = adversarial = None, None
         attacks = self.attack is not None and not self._clean_only
         with tf.GradientTape() as tape:
             if self._clean_pass or not attacks:
-                clean_logits = self._forward(images, training=True)
-                clean_loss = self._loss_fn(labels, clean_logits, sample_weight)
+                clean = self._loss_and_logits(batch, training=True)
             if attacks:
+                target = self._training_attack_target
                 with tape.stop_recording():
                     if self.attack_labels == "true":
                         attacked = _class_indices(labels)
                     else:
-                        attacked = tf.argmax(clean_logits, -1)
-                    adversarial = self.attack.perturb(
-                        self._training_attack_target,
-                        images,
-                        attacked,
-                        seed=self._attack_seed(),
+                        attacked = tf.argmax(clean[1], -1)
+                    perturbed = self.attack.perturb(
+                        target, images, attacked, seed=self._attack_seed()
                     )
-                adversarial_logits = self._forward(adversarial, training=True)
-                adversarial_loss = self._loss_fn(
-                    labels, adversarial_logits, sample_weight
+                adversarial = self._loss_and_logits(
+                    (perturbed, labels, sample_weight), training=True
                 )
             # Read before replicas wait for each other: Keras' list of losses is theirs
             # in common, and the last forward pass has written it.
-            loss = self._weighted(clean_loss, adversarial_loss)
+            loss = self._weighted(clean[0], adversarial[0])
             penalty = self._penalty(loss.dtype)
             scaled_loss = self.optimizer.scale_loss(share * loss + penalty)
         variables = self.trainable_variables
         gradients = tape.gradient(scaled_loss, variables)
         self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
         average_over_replicas(states_of_replicas(self.model))
-        return self._report(
-            (images, labels, sample_weight),
-            loss + penalty,
-            (clean_loss, clean_logits),
-            (adversarial_loss, adversarial_logits),
-        )
+        return self._report(batch, loss + penalty, clean, adversarial)
 
     def test_step(self, data):
-        images, labels, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        clean_logits = self._forward(images, training=False)
-        clean_loss = self._loss_fn(labels, clean_logits, sample_weight)
-        adversarial_loss = adversarial_logits = None
+        batch = keras.utils.unpack_x_y_sample_weight(data)
+        images, labels, sample_weight = batch
+        clean = self._loss_and_logits(batch, training=False)
+        adversarial = None, None
         if self.validation_attack is not None:
-            target = inference = lambda images: self._forward(images, training=False)
+            target = functools.partial(self._forward, training=False)
             if self.validation_draws > 1:
-                target = ExpectationOverNoise(inference, self.validation_draws)
-            adversarial = self.validation_attack.perturb(
+                target = ExpectationOverNoise(target, self.validation_draws)
+            perturbed = self.validation_attack.perturb(
                 target, images, _class_indices(labels), seed=self._attack_seed()
             )
-            adversarial_logits = inference(adversarial)
-            adversarial_loss = self._loss_fn(labels, adversarial_logits, sample_weight)
-        loss = self._weighted(clean_loss, adversarial_loss)
-        return self._report(
-            (images, labels, sample_weight),
-            loss + self._penalty(clean_loss.dtype),
-            (clean_loss, clean_logits),
-            (adversarial_loss, adversarial_logits),
-        )
+            adversarial = self._loss_and_logits(
+                (perturbed, labels, sample_weight), training=False
+            )
+        loss = self._weighted(clean[0], adversarial[0])
+        loss += self._penalty(loss.dtype)
+        return self._report(batch, loss, clean, adversarial)
 
     def save(self, filepath, overwrite=True, **kwargs):
         """Saves the model that was trained, without its trainer (see `keras.Model`).
@@ -291,6 +276,11 @@ class PNIAdversarialModel(DistributedModel):
 
     def load_own_variables(self, store):
         self.seed_generator.state.assign(store["seed_generator_state"])
+
+    def _loss_and_logits(self, batch, training):
+        images, labels, sample_weight = batch
+        logits = self._forward(images, training)
+        return self._loss_fn(labels, logits, sample_weight), logits
 
     def _weighted(self, clean_loss, adversarial_loss):
         """Returns the loss of eq. 11, without the model's regularisation."""
@@ -313,11 +303,8 @@ class PNIAdversarialModel(DistributedModel):
 
     def _attack_seed(self):
         """Returns a fresh seed, a different one on each replica."""
-        seed = self.seed_generator.next()
         context = tf.distribute.get_replica_context()
-        return tf.random.experimental.stateless_fold_in(
-            seed, tf.cast(context.replica_id_in_sync_group, seed.dtype)
-        )
+        return fold_in(self.seed_generator.next(), context.replica_id_in_sync_group)
 
     def _report(self, batch, loss, clean, adversarial):
         images, labels, sample_weight = batch
@@ -327,13 +314,11 @@ class PNIAdversarialModel(DistributedModel):
         self._loss_tracker.update_state(replicas * loss, sample_weight=count)
         parts = {"clean": clean, "adversarial": adversarial}
         for name, (part_loss, logits) in parts.items():
-            if logits is None:
-                continue
-            correct = tf.argmax(logits, -1) == _class_indices(labels)
-            self._trackers[f"{name}_loss"].update_state(
-                replicas * part_loss, sample_weight=count
-            )
-            self._trackers[f"{name}_accuracy"].update_state(correct)
+            if logits is not None:
+                tracker = self._trackers[f"{name}_loss"]
+                tracker.update_state(replicas * part_loss, sample_weight=count)
+                correct = tf.argmax(logits, -1) == _class_indices(labels)
+                self._trackers[f"{name}_accuracy"].update_state(correct)
         if clean[1] is None:  # Then there are no metrics but those above.
             return self.get_metrics_result()
         return self.compute_metrics(images, labels, clean[1], sample_weight)

@@ -20,7 +20,7 @@ from keras import layers
 from pni_tf import data, inject_pixeldp, models
 from pni_tf.cli import app, evaluate, export, flags, train
 from pni_tf.distribution.cluster import WorkerLost
-from pni_tf.settings.base import group_types, groups_of
+from pni_tf.settings.base import groups_of
 from pni_tf.settings.evaluation import EvaluationRun
 from pni_tf.settings.training import TrainingRun
 from pni_tf.training import assembly
@@ -447,7 +447,7 @@ class TestHelp:
 
     def test_groups_in_order(self, command):
         lines = command(train, "--helpshort").out.splitlines()
-        headings = [group.heading for group in group_types(TrainingRun)]
+        headings = [group.heading for group in groups_of(TrainingRun())]
         assert [line[:-1] for line in lines if line.rstrip(":") in headings] == headings
 
     def test_export(self, command):

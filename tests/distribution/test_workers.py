@@ -15,6 +15,8 @@ from replica_training import EPOCHS, ROWS, examples, network, train
 from pni_tf import evaluate_robustness, load_target
 from pni_tf.distribution.cluster import Cluster, WorkerLost, rendezvous
 from pni_tf.distribution.workers import Workers, connect
+from pni_tf.settings.machine import Devices
+from pni_tf.settings.training import TrainingDevices
 from pni_tf.training.replicas import average_over_replicas, share_of_batch
 
 TESTS = Path(__file__).parents[1] / "support"
@@ -260,8 +262,9 @@ def test_one_process_speaks_to_itself():
 
 def test_a_missing_worker_is_named_in_time():
     hosts = addresses(2)
+    devices = Devices(strategy="multi_worker", cluster_timeout=1)
     with pytest.raises(WorkerLost, match=f"no word from worker 1 .*{hosts[1]}"):
-        connect("multi_worker", cluster=Cluster(hosts, 0), timeout=1)
+        connect(devices, Cluster(hosts, 0))
 
 
 def test_a_worker_that_dies_while_they_connect_is_named_in_time(tmp_path):
@@ -270,7 +273,9 @@ def test_a_worker_that_dies_while_they_connect_is_named_in_time(tmp_path):
     code = (
         "from pni_tf.distribution.cluster import Cluster; "
         "from pni_tf.distribution.workers import connect; "
-        f"connect('multi_worker', cluster=Cluster({hosts}, 0), timeout=4)"
+        "from pni_tf.settings.machine import Devices; "
+        "devices = Devices(strategy='multi_worker', cluster_timeout=4); "
+        f"connect(devices, Cluster({hosts}, 0))"
     )
     (tmp_path / "script.py").write_text(code)
     chief = command(tmp_path / "script.py")
@@ -287,9 +292,9 @@ def test_a_worker_that_dies_while_they_connect_is_named_in_time(tmp_path):
 
 def test_missing_accelerators():
     with pytest.raises(ValueError, match="No TPU 'local' can be used"):
-        connect("tpu")
-    with pytest.raises(ValueError, match="`strategy` must be one of"):
-        connect("mirror")
+        connect(TrainingDevices(strategy="tpu"))
+    with pytest.raises(ValueError, match="--strategy must be from"):
+        connect(TrainingDevices(strategy="mirror"))
 
 
 def test_history_has_every_epoch(one_device):

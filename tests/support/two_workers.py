@@ -21,14 +21,16 @@ from pni_tf import evaluate_robustness, load_target
 from pni_tf.distribution.cluster import Cluster
 from pni_tf.distribution.workers import connect
 from pni_tf.evaluation import ResultStore
+from pni_tf.settings.machine import Devices
 
 
 def main():
     index, addresses, path = int(sys.argv[1]), sys.argv[2].split(","), sys.argv[3]
     cluster = Cluster(tuple(addresses), index)
+    devices = Devices(strategy="multi_worker", cluster_timeout=60)
     caught = []
     signal.signal(signal.SIGTERM, lambda *_: caught.append("SIGTERM"))
-    workers = connect("multi_worker", cluster=cluster, agree_on="", timeout=60)
+    workers = connect(devices, cluster)
     os.kill(os.getpid(), signal.SIGTERM)
     found = {
         "caught": caught,
