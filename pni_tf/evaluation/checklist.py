@@ -5,7 +5,8 @@ import math
 
 import numpy as np
 
-from pni_tf.attacks import Transfer, make_attack
+from pni_tf.attacks.presets import make_attack
+from pni_tf.attacks.transfer import Transfer
 from pni_tf.evaluation.checklist_items import LEAST_DRAWS, Evidence, Item, judge
 from pni_tf.evaluation.curves import evaluate_curve
 from pni_tf.evaluation.results import Result, Scenario, union

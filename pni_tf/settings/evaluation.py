@@ -5,7 +5,7 @@ import dataclasses
 from pni_tf.settings.base import LARGEST_INTEGER, Group, setting
 from pni_tf.settings.machine import Devices, Source
 
-# The short names of `pni_tf.attacks.ATTACKS`, and two that need a further network.
+# The short names of `attacks/presets.py`, and two that need a further network.
 ATTACKS = (
     *("fgsm", "pgd", "apgd-ce", "apgd-dlr", "apgd-t", "cw", "square", "zoo", "random"),
     *("transfer", "substitute"),
