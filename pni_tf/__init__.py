@@ -20,12 +20,20 @@ __version__ = "0.1.0"
 
 # The public names, by the module that they are loaded from.
 _NAMES = {
-    "attacks": """
-        APGD Attack CarliniWagnerL2 ExpectationOverNoise FGSM Outcome PGD RandomSearch
-        Square Transfer ZOO make_attack probe_gradient train_substitute
-        value_and_gradient
+    "attacks.apgd": "APGD",
+    "attacks.base": "Attack Outcome",
+    "attacks.carlini_wagner": "CarliniWagnerL2",
+    "attacks.draws": """
+        ExpectationOverNoise expected_loss probe_gradient value_and_gradient
     """,
-    "attacks.draws": "expected_loss",
+    "attacks.fgsm": "FGSM",
+    "attacks.pgd": "PGD",
+    "attacks.presets": "make_attack",
+    "attacks.random_search": "RandomSearch",
+    "attacks.square": "Square",
+    "attacks.substitute": "train_substitute",
+    "attacks.transfer": "Transfer",
+    "attacks.zoo.attack": "ZOO",
     "data": "DATASETS load_dataset steps_per_epoch training_batches",
     "evaluation.certification": "Certificate certify",
     "evaluation.checklist": "Checklist run_checklist",

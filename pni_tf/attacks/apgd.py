@@ -4,27 +4,13 @@ import dataclasses
 import itertools
 from typing import NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
-from pni_tf.attacks.base import (
-    Attack,
-    Outcome,
-    constant_count,
-    fold_in,
-    make_seed,
-    per_example,
-)
-from pni_tf.attacks.bookkeeping import (
-    Best,
-    gather,
-    going,
-    repeat,
-    rows_of,
-    scatter,
-    searched,
-)
+from pni_tf.attacks.base import Attack, Outcome, constant_count, fold_in, make_seed
+from pni_tf.attacks.bookkeeping import Best, search, unfooled
 from pni_tf.attacks.draws import draws_of, value_and_gradient
-from pni_tf.attacks.goals import Goal, prepare
+from pni_tf.attacks.goals import prepare
 from pni_tf.attacks.norms import NORMS
 from pni_tf.checks import check_choice, check_number
 
@@ -114,26 +100,20 @@ class APGD(Attack):
             classes = tf.minimum(self.target_classes, tf.shape(logits)[1] - 1)
             runs *= classes
 
-        def one(i, best, gradients):
-            rows = searched(best, self.early_stop)
-            state = (best, gradients)
-            (part, count), image = gather((state, images), rows)
+        def one(i, rows, best, gradients):
             some = ascended = goal.take(rows)
             if order is not None:
-                ascended = Goal(some.labels, tf.gather(order, rows)[:, i % classes])
+                towards = tf.gather(order, rows)[:, i % classes]
+                ascended = some._replace(towards=towards)
+            image = tf.gather(images, rows)
             found, spent = self._once(
                 logits_fn, some, ascended, image, fold_in(seed, i)
             )
-            share = tf.cast(found.fooled, tf.float32)
-            part = part.update(found.images, share, found.loss)
-            return scatter(state, rows, (part, count + spent))
+            return best.update(*found), gradients + spent
 
-        best, gradients = repeat(
-            runs,
-            one,
-            (Best.none(images), constant_count(images, 0)),
-            lambda best, _: going(best, self.early_stop),
-        )
+        active = unfooled if self.early_stop else None
+        start = Best.none(images), constant_count(images, 0)
+        best, gradients = search(runs, one, start, active)
         queries = constant_count(images, queries)
         return Outcome(best.images, best.fooled, queries, gradients * draws)
 
@@ -148,56 +128,48 @@ class APGD(Attack):
                 return [loss(logits), goal.fooled(logits)]
 
             (loss, share), gradient = value_and_gradient(logits_fn, values, points)
-            return loss, share, gradient
+            return share > 0.5, loss, gradient
 
         norm = NORMS[self.norm]
         noise = norm.random(tf.shape(images), self.epsilon, seed)
         start = norm.clip(images, images + noise, self.epsilon)
-        loss, share, gradient = evaluate(goal, ascended, start)
-        best = Best.none(start).update(start, share, loss)
+        fooled, loss, gradient = evaluate(goal, ascended, start)
+        best = Best.none(start).update(start, fooled, loss)
         state = _State.start(start, loss, gradient, 2 * self.epsilon)
-        running = ~(best.fooled & self.early_stop)
 
-        def step(i, state, best, running, count):
+        def step(i, rows, best, state, count):
             i += 1  # The reference counts its steps from 1.
-            rows = rows_of(running)
-            now, part, spent, image = gather((state, best, count, images), rows)
-            ascent = norm.ascent_direction(now.gradient)
-            move = now.point + per_example(now.step, image) * ascent
+            image = tf.gather(images, rows)
+            ascent = norm.ascent_direction(state.gradient)
+            move = state.point + state.step[:, None, None, None] * ascent
             move = norm.clip(image, move, self.epsilon)
             inertia = tf.where(i == 1, 1.0, _MOMENTUM)
-            point = now.point + inertia * (move - now.point)
-            point += (1 - inertia) * (now.point - now.previous)
+            point = state.point + inertia * (move - state.point)
+            point += (1 - inertia) * (state.point - state.previous)
             point = norm.clip(image, point, self.epsilon)
-            loss, share, gradient = evaluate(
+            fooled, loss, gradient = evaluate(
                 goal.take(rows), ascended.take(rows), point
             )
-            now = now.advance(point, loss, gradient)
-            now = tf.cond(
-                tf.reduce_any(i == tf.constant(self.checkpoints)),
-                lambda: now.review(self._needed(i)),
-                lambda: now,
-            )
-            part = part.update(point, share, loss)
-            state, best, count = scatter(
-                (state, best, count), rows, (now, part, spent + 1)
-            )
-            return state, best, ~(best.fooled & self.early_stop), count
+            state = state.advance(point, loss, gradient)
+            needed = tf.constant(self._needed)[i]
+            state = tf.cond(needed >= 0, lambda: state.review(needed), lambda: state)
+            return best.update(point, fooled, loss), state, count + 1
 
-        _, best, _, count = repeat(
+        best, _, count = search(
             self.steps,
             step,
-            (state, best, running, constant_count(images, 1)),
-            lambda state, best, running, _: tf.reduce_any(running),
+            (best, state, constant_count(images, 1)),
+            lambda best, *_: ~(best.fooled & self.early_stop),
         )
         return best, count
 
-    def _needed(self, step):
-        """Returns how many steps of the interval that ends here must raise the loss."""
-        ends = [0, *self.checkpoints]
-        lengths = [b - a for a, b in itertools.pairwise(ends)]
-        at = tf.argmax(tf.cast(tf.constant(ends[1:]) == step, tf.int32))
-        return self.rho * tf.cast(tf.gather(lengths, at), tf.float32)
+    @property
+    def _needed(self):
+        """How many steps of an interval must raise the loss, by its last; else -1."""
+        needed = np.full(self.steps + 1, -1, "float32")
+        for first, last in itertools.pairwise([0, *self.checkpoints]):
+            needed[last] = np.float32(self.rho) * (last - first)
+        return needed
 
     def _check_classes(self, logits, minimum):
         if logits.shape[1] is not None and logits.shape[1] < minimum:
@@ -233,16 +205,15 @@ class _State(NamedTuple):
         )
 
     def advance(self, point, loss, gradient):
-        higher = loss > self.top_loss
-        wide = per_example(higher, point)
+        higher = (loss > self.top_loss)[:, None, None, None]
         return self._replace(
             point=point,
             previous=self.point,
             gradient=gradient,
             loss=loss,
             raised=self.raised + tf.cast(loss > self.loss, tf.float32),
-            top_point=tf.where(wide, point, self.top_point),
-            top_gradient=tf.where(wide, gradient, self.top_gradient),
+            top_point=tf.where(higher, point, self.top_point),
+            top_gradient=tf.where(higher, gradient, self.top_gradient),
             top_loss=tf.maximum(loss, self.top_loss),
         )
 
@@ -250,7 +221,7 @@ class _State(NamedTuple):
         """Halves the step of images that stall, and returns them to their best."""
         stuck = ~self.just_halved & (self.top_loss <= self.top_loss_before)
         halve = (self.raised < needed) | stuck
-        wide = per_example(halve, self.point)
+        wide = halve[:, None, None, None]
         return self._replace(
             point=tf.where(wide, self.top_point, self.point),
             gradient=tf.where(wide, self.top_gradient, self.gradient),

@@ -90,11 +90,6 @@ class Attack(abc.ABC):
         return self.perturb(logits_fn, images, labels, towards=towards, seed=seed)
 
 
-def per_example(values: tf.Tensor, images: tf.Tensor) -> tf.Tensor:
-    """Returns values `[N]` shaped to broadcast against images: `[N, 1, 1, 1]`."""
-    return tf.reshape(values, [-1] + [1] * (images.shape.rank - 1))
-
-
 def constant_count(images: tf.Tensor, count: int) -> tf.Tensor:
     """Returns int64 `[N]`, the same number of queries or gradients for each image."""
     return tf.fill(tf.shape(images)[:1], tf.constant(count, tf.int64))

@@ -1,60 +1,46 @@
-"""The best point so far, the constant to try next, and who still runs."""
+"""The best point so far, the constant to try next, and who is still searched."""
 
 from collections.abc import Callable
 from typing import NamedTuple
 
 import tensorflow as tf
 
-from pni_tf.attacks.base import per_example
-from pni_tf.attacks.draws import LogitsFn, LossFn, expected_loss
+from pni_tf.attacks.base import Outcome, constant_count
+from pni_tf.attacks.draws import LogitsFn, LossFn, draws_of, expected_loss
 from pni_tf.attacks.goals import Goal
 
 _LARGEST_CONSTANT = 1e10  # An infinite one would make the loss NaN.
 
 
 class Best(NamedTuple):
-    """The best adversarial image so far: first what fools a vote, then by loss.
+    """The best adversarial image so far: first what fools the network, then by score.
 
     Attributes:
         images: Float32 `[N, H, W, C]`.
-        fooled: bool `[N]`: more than half of the draws are fooled.
-        loss: Float32 `[N]`.
+        fooled: bool `[N]`.
+        score: Float32 `[N]`: the loss that rises, or minus the distance that falls.
     """
 
     images: tf.Tensor
     fooled: tf.Tensor
-    loss: tf.Tensor
+    score: tf.Tensor
 
     @classmethod
-    def none(cls, images: tf.Tensor) -> "Best":
-        """Starts from images that any other point beats."""
+    def none(cls, images: tf.Tensor, score: float = -float("inf")) -> "Best":
+        """Starts from images that any other beats, or, at infinity, any that fools."""
         count = tf.shape(images)[:1]
-        return cls(images, tf.fill(count, False), tf.fill(count, -float("inf")))
+        return cls(images, tf.fill(count, False), tf.fill(count, score))
 
-    def update(
-        self, images: tf.Tensor, fooled_share: tf.Tensor, loss: tf.Tensor
-    ) -> "Best":
-        """Takes the images that are better.
-
-        Args:
-            images: Float32 `[N, H, W, C]`.
-            fooled_share: Share of the draws that each one fools, `[N]`.
-            loss: Mean loss over the draws, `[N]`.
-        """
-        fooled = fooled_share > 0.5
+    def update(self, images: tf.Tensor, fooled: tf.Tensor, score: tf.Tensor) -> "Best":
+        """Takes those of other images, and what belongs to them, that are better."""
         better = (fooled & ~self.fooled) | (
-            (fooled == self.fooled) & (loss > self.loss)
+            (fooled == self.fooled) & (score > self.score)
         )
         return Best(
-            tf.where(per_example(better, images), images, self.images),
+            tf.where(better[:, None, None, None], images, self.images),
             fooled | self.fooled,
-            tf.where(better, loss, self.loss),
+            tf.where(better, score, self.score),
         )
-
-
-def rows_of(mask: tf.Tensor) -> tf.Tensor:
-    """Returns the indices, int64 `[M]`, at which a mask `[N]` is true."""
-    return tf.where(mask)[:, 0]
 
 
 def gather(structure, rows: tf.Tensor):
@@ -76,14 +62,15 @@ def scatter(structure, rows: tf.Tensor, updates):
 def judge(
     logits_fn: LogitsFn, goal: Goal, images: tf.Tensor, loss_fn: LossFn | None = None
 ):
-    """Returns the mean loss `[N]`, and the share of the draws that are fooled.
+    """Returns whether images fool more than half of the draws, and their mean loss.
 
     The loss is the margin, unless another one is given.
     """
     loss_fn = loss_fn or goal.margin
-    return expected_loss(
+    loss, share = expected_loss(
         logits_fn, lambda logits: [loss_fn(logits), goal.fooled(logits)], images
     )
+    return share > 0.5, loss
 
 
 def repeat(
@@ -112,16 +99,38 @@ def repeat(
     )[1:]
 
 
-def searched(best: Best, early_stop: bool) -> tf.Tensor:
-    """Returns the rows still searched: with `early_stop`, those that do not fool."""
-    if early_stop:
-        return rows_of(~best.fooled)
-    return tf.range(tf.shape(best.fooled, tf.int64)[0])
+def unfooled(best: Best, *_) -> tf.Tensor:
+    """Returns the images that no point has fooled so far, bool `[N]`."""
+    return ~best.fooled
 
 
-def going(best: Best, early_stop: bool) -> tf.Tensor:
-    """Returns whether any image is still searched."""
-    return ~(tf.constant(early_stop) & tf.reduce_all(best.fooled))
+def search(
+    count: tf.Tensor | int,
+    step: Callable[..., tuple],
+    state: tuple,
+    active: Callable[..., tf.Tensor] | None,
+) -> tuple:
+    """Returns the state after `count` steps of the images that are still active.
+
+    Args:
+        count: Most steps.
+        step: As in `repeat`, but called with the rows of the active images after its
+            number, and with these rows of the entries of the state.
+        state: The first state: tensors, or structures of them, with a row an image.
+        active: Called with the entries of the state, returns bool `[N]`; None keeps all
+            images, and all shapes known, as XLA needs them.
+    """
+
+    def rows_of(state):
+        if active is None:
+            return tf.range(tf.shape(tf.nest.flatten(state)[0], tf.int64)[0])
+        return tf.where(active(*state))[:, 0]
+
+    def on_rows(i, *state):
+        rows = rows_of(state)
+        return scatter(state, rows, step(i, rows, *gather(state, rows)))
+
+    return repeat(count, on_rows, state, lambda *state: tf.size(rows_of(state)) > 0)
 
 
 class BinarySearch(NamedTuple):
@@ -134,11 +143,6 @@ class BinarySearch(NamedTuple):
         lower: Float32 `[N]`: the largest constant that failed, 0 at first.
         upper: Float32 `[N]`: the smallest constant that succeeded, infinite at first.
         c: Float32 `[N]`: the constant to try next.
-
-    Example:
-
-    >>> search = BinarySearch.start(tf.shape(images)[0], 1e-3)
-    >>> search = search.update(succeeded=tf.constant([True, False]))
 
     Reference: https://arxiv.org/abs/1608.04644, section V.
     """
@@ -157,13 +161,10 @@ class BinarySearch(NamedTuple):
         )
 
     def update(self, succeeded: tf.Tensor) -> "BinarySearch":
-        """Narrows the bounds: `c` did, or did not, fool the network.
+        """Narrows the bounds: `c` did, or did not, fool the network, bool `[N]`.
 
         The next constant is the middle of the bounds, or ten times this one while no
         constant has succeeded.
-
-        Args:
-            succeeded: bool `[N]`.
         """
         lower = tf.where(succeeded, self.lower, tf.maximum(self.lower, self.c))
         upper = tf.where(succeeded, tf.minimum(self.upper, self.c), self.upper)
@@ -176,90 +177,79 @@ class BinarySearch(NamedTuple):
 
         After many halvings the middle is likely to fail, the upper bound to succeed.
         """
-        if steps < 10:
-            return self
-        return tf.cond(step + 1 == steps, self.at_upper, lambda: self)
-
-    def at_upper(self) -> "BinarySearch":
-        """Tries the upper bound again, where there is one."""
-        c = tf.where(tf.math.is_finite(self.upper), self.upper, self.c)
-        return BinarySearch(self.lower, self.upper, c)
+        again = (step + 1 == steps) & (steps >= 10) & tf.math.is_finite(self.upper)
+        return self._replace(c=tf.where(again, self.upper, self.c))
 
 
-class Smallest(NamedTuple):
-    """The accepted image nearest to the input so far; the input itself before any.
+def search_constants(
+    images: tf.Tensor, initial: float, steps: int, minimise: Callable[..., tuple]
+) -> Outcome:
+    """Returns the images of the smallest change that fool, over `steps` constants.
 
-    Attributes:
-        images: Float32 `[N, H, W, C]`.
-        distance: Float32 `[N]`: squared L2 distance, infinite where none is accepted.
-        found: bool `[N]`: one has been accepted.
+    `minimise` is called with the number of the step, the constants and the `Best` so
+    far; it returns the `Best`, where the constants succeeded, queries and gradients.
     """
 
-    images: tf.Tensor
-    distance: tf.Tensor
-    found: tf.Tensor
+    def step(i, constants, best, queries, gradients):
+        constants = constants.before(i, steps)
+        best, succeeded, asked, spent = minimise(i, constants.c, best)
+        return constants.update(succeeded), best, queries + asked, gradients + spent
 
-    @classmethod
-    def none(cls, images: tf.Tensor) -> "Smallest":
-        """Starts from the unchanged images, which any accepted one beats."""
-        count = tf.shape(images)[:1]
-        return cls(images, tf.fill(count, float("inf")), tf.fill(count, False))
-
-    def update(
-        self, candidates: tf.Tensor, accepted: tf.Tensor, distance: tf.Tensor
-    ) -> "Smallest":
-        """Takes the candidates that are accepted and nearer.
-
-        Args:
-            candidates: Float32 `[N, H, W, C]`.
-            accepted: bool `[N]`.
-            distance: Float32 `[N]`: squared L2 distance to the input.
-        """
-        better = accepted & (distance < self.distance)
-        return Smallest(
-            tf.where(per_example(better, candidates), candidates, self.images),
-            tf.where(better, distance, self.distance),
-            self.found | better,
-        )
+    constants = BinarySearch.start(tf.shape(images)[0], initial)
+    none = constant_count(images, 0)
+    state = (constants, Best.none(images, float("inf")), none, none)
+    _, best, queries, gradients = repeat(steps, step, state)
+    return Outcome(best.images, best.fooled, queries, gradients)
 
 
-class Verdict(NamedTuple):
-    """When a point counts as fooling the network.
+class Judge(NamedTuple):
+    """Whom an attack without a bound asks, and which of its points count as fooling.
 
-    Attributes:
-        confidence: Margin by which each draw must be fooled.
-        agreement: Share of the draws that must be fooled.
+    Those do by which a share of `agreement` of the draws is fooled, each by a margin of
+    `confidence`.
     """
 
+    logits_fn: LogitsFn
+    goal: Goal
     confidence: float
     agreement: float
 
-    def judge(self, goal: Goal, logits: tf.Tensor) -> list[tf.Tensor]:
-        """Returns the loss of one draw, and 1.0 where it is fooled, each `[N]`."""
-        margin = goal.margin(logits)
-        fooled = goal.fooled(logits) * tf.cast(margin >= self.confidence, tf.float32)
-        return [tf.nn.relu(self.confidence - margin), fooled]
+    def take(self, rows: tf.Tensor) -> "Judge":
+        """Returns the judge of some rows of the batch."""
+        return self._replace(goal=self.goal.take(rows))
 
-    def accepts(self, fooled_share: tf.Tensor) -> tf.Tensor:
-        """Returns bool `[N]`: enough of the draws are fooled."""
-        return fooled_share >= self.agreement - 1e-6  # A mean of draws is rounded.
+    def values(self, logits: tf.Tensor) -> list[tf.Tensor]:
+        """Returns the loss of one draw, 1.0 where it is fooled, and the margin."""
+        margin = self.goal.margin(logits)
+        clear = tf.cast(margin >= self.confidence, tf.float32)
+        fooled = clear * self.goal.fooled(logits)
+        return [tf.nn.relu(self.confidence - margin), fooled, margin]
 
-    def confirm(
-        self, logits_fn: LogitsFn, goal: Goal, points: tf.Tensor, claimed: tf.Tensor
-    ) -> tf.Tensor:
-        """Returns which of the claimed points fool fresh draws too, bool `[N]`.
+    def ask(self, images: tf.Tensor) -> list[tf.Tensor]:
+        """Returns the means of `values` over the draws, each `[N]`."""
+        return expected_loss(self.logits_fn, self.values, images)
 
-        Among thousands of points some fool a few draws by luck; no other is asked.
+    def accept(
+        self, points: tf.Tensor, fooled_share: tf.Tensor, useful: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor | int]:
+        """Returns which points fool enough draws, and the queries that this took.
+
+        Among thousands of points some fool a few draws of a random network by luck, so
+        fresh draws must confirm them. Only those are asked about that are `useful`.
         """
 
-        def vote():
-            rows = rows_of(claimed)
-            some = goal.take(rows)
-            _, share = expected_loss(
-                logits_fn,
-                lambda logits: self.judge(some, logits),
-                gather(points, rows),
-            )
-            return scatter(claimed, rows, self.accepts(share))
+        def enough(share):
+            return share >= self.agreement - 1e-6  # A mean of draws is rounded.
 
-        return tf.cond(tf.reduce_any(claimed), vote, lambda: claimed)
+        accepted, draws = enough(fooled_share), draws_of(self.logits_fn)
+        if draws == 1:
+            return accepted, 0
+        claimed = accepted & useful
+
+        def vote():
+            rows = tf.where(claimed)[:, 0]
+            _, share, _ = self.take(rows).ask(tf.gather(points, rows))
+            return scatter(claimed, rows, enough(share))
+
+        confirmed = tf.cond(tf.reduce_any(claimed), vote, lambda: claimed)
+        return confirmed, draws * tf.cast(claimed, tf.int64)

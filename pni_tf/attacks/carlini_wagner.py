@@ -4,16 +4,8 @@ import dataclasses
 
 import tensorflow as tf
 
-from pni_tf.attacks.base import Attack, Outcome, constant_count, per_example
-from pni_tf.attacks.bookkeeping import (
-    BinarySearch,
-    Smallest,
-    Verdict,
-    gather,
-    repeat,
-    rows_of,
-    scatter,
-)
+from pni_tf.attacks.base import Attack, constant_count
+from pni_tf.attacks.bookkeeping import Judge, gather, search, search_constants
 from pni_tf.attacks.draws import draws_of, value_and_gradient
 from pni_tf.attacks.goals import prepare
 from pni_tf.checks import check_number
@@ -83,53 +75,33 @@ class CarliniWagnerL2(Attack):
 
     def run(self, logits_fn, images, labels, *, towards=None, seed=None):
         images, goal = prepare(images, labels, towards)
-
-        def search_step(i, search, best, queries, gradients):
-            search = search.before(i, self.binary_search_steps)
-            best, succeeded, *costs = self._minimise(
-                logits_fn, goal, images, search.c, best, [queries, gradients]
-            )
-            return search.update(succeeded), best, *costs
-
-        search = BinarySearch.start(tf.shape(images)[0], self.initial_const)
-        none = constant_count(images, 0)
-        _, best, queries, gradients = repeat(
+        judge = Judge(logits_fn, goal, self.confidence, self.agreement)
+        return search_constants(
+            images,
+            self.initial_const,
             self.binary_search_steps,
-            search_step,
-            (search, Smallest.none(images), none, none),
+            lambda _, c, best: self._minimise(judge, images, c, best),
         )
-        draws = draws_of(logits_fn)
-        return Outcome(best.images, best.found, queries * draws, gradients * draws)
 
-    def _minimise(self, logits_fn, goal, images, c, best, costs):
-        """Runs Adam for one `c` per image.
+    def _minimise(self, judge, images, c, best):
+        """Runs Adam for one `c` per image; see `search_constants`."""
+        review, draws = max(self.steps // 10, 1), draws_of(judge.logits_fn)
 
-        Returns the best points, whether this `c` succeeded, and the costs so far.
-        """
-        review = max(self.steps // 10, 1)
-
-        def step(i, state):
-            rows = rows_of(state["going"])
-            now, image, own = gather((state, images, c), rows)
-            some = goal.take(rows)
+        def step(i, rows, now):
+            image, own = gather((images, c), rows)
+            some = judge.take(rows)
             tanh = tf.tanh(now["w"])
             candidate = (tanh + 1) / 2
-            (hinge, share), gradient = value_and_gradient(
-                logits_fn,
-                lambda logits: self._verdict.judge(some, logits),
-                candidate,
+            (hinge, share, _), gradient = value_and_gradient(
+                judge.logits_fn, some.values, candidate
             )
             distance = tf.reduce_sum((candidate - image) ** 2, [1, 2, 3])
-            accepted = self._verdict.accepts(share)
             # A success that would change nothing need not be confirmed.
-            useful = (distance < now["best"].distance) | ~now["succeeded"]
-            claimed = accepted & useful
-            queries = now["queries"]
-            if draws_of(logits_fn) > 1:
-                accepted = self._verdict.confirm(logits_fn, some, candidate, claimed)
-                queries += tf.cast(claimed, tf.int64)
+            useful = (-distance > now["best"].score) | ~now["succeeded"]
+            accepted, asked = some.accept(candidate, share, useful)
 
-            gradient = 2 * (candidate - image) + per_example(own, image) * gradient
+            weight = tf.reshape(own, [-1, 1, 1, 1])
+            gradient = 2 * (candidate - image) + weight * gradient
             gradient *= (1 - tanh**2) / 2
             t = tf.cast(i + 1, tf.float32)
             mean = _BETA_1 * now["mean"] + (1 - _BETA_1) * gradient
@@ -143,14 +115,14 @@ class CarliniWagnerL2(Attack):
                 "w": now["w"] - move,
                 "mean": mean,
                 "square": square,
-                "best": now["best"].update(candidate, accepted, distance),
+                "best": now["best"].update(candidate, accepted, -distance),
                 "succeeded": now["succeeded"] | accepted,
                 "going": ~(due & (loss > 0.9999 * now["reference"])),
                 "reference": tf.where(due, loss, now["reference"]),
-                "queries": queries,
-                "gradients": now["gradients"] + 1,
+                "queries": now["queries"] + asked,
+                "gradients": now["gradients"] + draws,
             }
-            return (scatter(state, rows, after),)
+            return (after,)
 
         count = tf.shape(images)[:1]
         start = {
@@ -161,14 +133,8 @@ class CarliniWagnerL2(Attack):
             "succeeded": tf.fill(count, False),
             "going": tf.fill(count, True),
             "reference": tf.fill(count, float("inf")),
-            "queries": costs[0],
-            "gradients": costs[1],
+            "queries": constant_count(images, 0),
+            "gradients": constant_count(images, 0),
         }
-        (end,) = repeat(
-            self.steps, step, (start,), lambda state: tf.reduce_any(state["going"])
-        )
+        (end,) = search(self.steps, step, (start,), lambda state: state["going"])
         return end["best"], end["succeeded"], end["queries"], end["gradients"]
-
-    @property
-    def _verdict(self):
-        return Verdict(self.confidence, self.agreement)

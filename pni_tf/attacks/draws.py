@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from pni_tf.attacks.goals import Goal
 from pni_tf.checks import check_number
 
 LogitsFn = Callable[[tf.Tensor], tf.Tensor]
@@ -126,10 +127,23 @@ def value_and_gradient(
     Raises:
         ValueError: If the logits do not depend differentiably on the images.
     """
-    return average(logits_fn, lambda draw: _differentiate(draw, loss_fn, images))
+
+    def differentiate(draw):
+        values, gradient = _differentiate(draw, loss_fn, images)
+        if gradient is None:
+            raise ValueError(
+                "The logits have no gradient with respect to the images, so no "
+                "gradient-based attack can work. Look for a cast to integers, NumPy "
+                "code or `tf.stop_gradient` in the model. "
+                f"Received: logits_fn={draw!r}"
+            )
+        return values, tf.where(tf.math.is_finite(gradient), gradient, 0.0)
+
+    return average(logits_fn, differentiate)
 
 
 def _differentiate(logits_fn, loss_fn, images):
+    """Returns what `loss_fn` returns, and the gradient as it is, or None."""
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(images)
         logits = logits_fn(images)
@@ -139,13 +153,7 @@ def _differentiate(logits_fn, loss_fn, images):
         # Examples are independent, so the gradient of the sum is that of each.
         total = scale * tf.reduce_sum(losses)
     gradient = tape.gradient(total, images)
-    if gradient is None:
-        raise ValueError(
-            "The logits have no gradient with respect to the images, so no gradient-"
-            "based attack can work. Look for a cast to integers, NumPy code or "
-            f"`tf.stop_gradient` in the model. Received: logits_fn={logits_fn!r}"
-        )
-    return values, tf.where(tf.math.is_finite(gradient), gradient / scale, 0.0)
+    return values, None if gradient is None else gradient / scale
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -198,21 +206,15 @@ def probe_gradient(logits_fn: LogitsFn, images, labels=None) -> GradientProbe:
             the predicted labels: the gradient of any other survives saturated logits.
     """
     images = tf.convert_to_tensor(images, tf.float32)
-    with tf.GradientTape(watch_accessed_variables=False) as tape:
-        tape.watch(images)
-        logits = logits_fn(images)
-        # As the attacks do: what vanishes without the scale does not vanish for them.
-        scale = _FLOAT16_LOSS_SCALE if logits.dtype == tf.float16 else 1.0
-        logits = tf.cast(logits, tf.float32)
-        if labels is None:
-            labels = tf.argmax(logits, -1)
-        losses = scale * tf.nn.sparse_softmax_cross_entropy_with_logits(
-            tf.cast(labels, tf.int64), logits
-        )
-    gradient = tape.gradient(losses, images)
+
+    def loss_fn(logits):
+        of = tf.argmax(logits, -1) if labels is None else labels
+        return Goal.of(of).cross_entropy(logits)
+
+    _, gradient = _differentiate(logits_fn, loss_fn, images)
     if gradient is None:
         return GradientProbe(images=len(images), missing=True)
-    size = np.max(np.abs(gradient), axis=tuple(range(1, gradient.shape.rank))) / scale
+    size = np.max(np.abs(gradient), axis=tuple(range(1, gradient.shape.rank)))
     return GradientProbe(
         images=len(size),
         not_finite=int(np.sum(~np.isfinite(size))),

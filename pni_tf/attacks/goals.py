@@ -37,14 +37,9 @@ class Goal(NamedTuple):
                 validate_labels(classes, logits.shape[-1], name=name)
 
     def take(self, rows: tf.Tensor) -> "Goal":
-        """Returns the goal of some rows of the batch."""
+        """Returns the goal of some rows of the batch, each as often as it is named."""
         towards = None if self.towards is None else tf.gather(self.towards, rows)
         return Goal(tf.gather(self.labels, rows), towards)
-
-    def repeat(self, count: int) -> "Goal":
-        """Returns the goal of a batch in which each image comes `count` times."""
-        towards = None if self.towards is None else tf.repeat(self.towards, count)
-        return Goal(tf.repeat(self.labels, count), towards)
 
     def fooled(self, logits: tf.Tensor) -> tf.Tensor:
         """Returns 1.0 where the goal is reached, else 0.0.
@@ -60,9 +55,10 @@ class Goal(NamedTuple):
     def cross_entropy(self, logits: tf.Tensor) -> tf.Tensor:
         """Returns the cross-entropy of the labels, or minus that of `towards`."""
         self._check_classes(logits)
-        if self.towards is None:
-            return _cross_entropy(self.labels, logits)
-        return -_cross_entropy(self.towards, logits)
+        sign, labels = (1, self.labels) if self.towards is None else (-1, self.towards)
+        return sign * tf.nn.sparse_softmax_cross_entropy_with_logits(
+            labels, tf.cast(logits, tf.float32)
+        )
 
     def margin(self, logits: tf.Tensor) -> tf.Tensor:
         """Returns by how much the best other logit exceeds that of the label.
@@ -99,20 +95,22 @@ def prepare(images, labels, towards=None) -> tuple[tf.Tensor, Goal]:
         ValueError: If the images are not floats `[N, H, W, C]` in `[0, 1]`, or the
             labels or `towards` not integers `[N]`.
     """
+    classes = {"labels": labels}
+    if towards is not None:
+        classes["towards"] = towards
     if tf.executing_eagerly():
         found = validate_images(images)
         # A tape may watch the tensor that was given, so that one is used.
         images = images if tf.is_tensor(images) else found
-        labels = validate_labels(labels, None, num_examples=len(images))
-        if towards is not None:
-            towards = validate_labels(
-                towards, None, num_examples=len(images), name="towards"
+        for name, values in classes.items():
+            classes[name] = validate_labels(
+                values, None, num_examples=len(images), name=name
             )
-    _check_kind("images", images, 4, "floats [N, H, W, C]")
-    _check_kind("labels", labels, 1, "integers [N]")
-    if towards is not None:
-        _check_kind("towards", towards, 1, "integers [N]")
-    return tf.cast(images, tf.float32), Goal.of(labels, towards)
+    else:
+        _check_kind("images", images, 4, "floats [N, H, W, C]")
+        for name, values in classes.items():
+            _check_kind(name, values, 1, "integers [N]")
+    return tf.cast(images, tf.float32), Goal.of(**classes)
 
 
 def _check_kind(name, values, rank, wanted):
@@ -122,17 +120,6 @@ def _check_kind(name, values, rank, wanted):
         raise ValueError(
             f"`{name}` must be {wanted}. Received: {values.dtype.name} {values.shape}"
         )
-
-
-def cross_entropy(labels: tf.Tensor):
-    """Returns the per-example cross-entropy of logits `[N, K]` for integer labels."""
-    return Goal.of(labels).cross_entropy
-
-
-def _cross_entropy(labels, logits):
-    return tf.nn.sparse_softmax_cross_entropy_with_logits(
-        labels=labels, logits=tf.cast(logits, tf.float32)
-    )
 
 
 def _pick(logits, classes):

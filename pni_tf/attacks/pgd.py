@@ -4,24 +4,8 @@ import dataclasses
 
 import tensorflow as tf
 
-from pni_tf.attacks.base import (
-    Attack,
-    Outcome,
-    constant_count,
-    fold_in,
-    make_seed,
-    per_example,
-)
-from pni_tf.attacks.bookkeeping import (
-    Best,
-    gather,
-    going,
-    judge,
-    repeat,
-    rows_of,
-    scatter,
-    searched,
-)
+from pni_tf.attacks.base import Attack, Outcome, constant_count, fold_in, make_seed
+from pni_tf.attacks.bookkeeping import Best, judge, repeat, search, unfooled
 from pni_tf.attacks.draws import draws_of, value_and_gradient
 from pni_tf.attacks.goals import prepare
 from pni_tf.attacks.norms import NORMS
@@ -90,15 +74,21 @@ class PGD(Attack):
     def run(self, logits_fn, images, labels, *, towards=None, seed=None):
         images, goal = prepare(images, labels, towards)
         seed, draws = make_seed(seed), draws_of(logits_fn)
-        gradients = constant_count(images, 0)
-        if self.restarts == 1:
-            found, gradients = self._once(logits_fn, goal, images, seed, gradients)
-            loss, share = judge(logits_fn, goal, found, goal.cross_entropy)
-            best = Best(found, share > 0.5, loss)
-            queries = constant_count(images, draws)
-        else:
-            best, queries, gradients = self._restarts(logits_fn, goal, images, seed)
-        return Outcome(best.images, best.fooled, queries, gradients * draws)
+        none = constant_count(images, 0)
+
+        def restart(i, rows, best, queries, gradients):
+            # The first run is that of `restarts=1`, so more restarts never do worse.
+            fresh = tf.cond(i == 0, lambda: seed, lambda: fold_in(seed, i))
+            image, some = tf.gather(images, rows), goal.take(rows)
+            found, spent = self._once(logits_fn, some, image, fresh)
+            fooled, loss = judge(logits_fn, some, found, some.cross_entropy)
+            best = best.update(found, fooled, loss)
+            return best, queries + draws, gradients + spent * draws
+
+        active = unfooled if self.early_stop else None
+        start = Best.none(images), none, none
+        best, queries, gradients = search(self.restarts, restart, start, active)
+        return Outcome(best.images, best.fooled, queries, gradients)
 
     def perturb(self, logits_fn, images, labels, *, towards=None, seed=None):
         if self.restarts > 1 or self.early_stop:
@@ -109,34 +99,22 @@ class PGD(Attack):
         images, goal = prepare(images, labels, towards)
         return self._ascend(logits_fn, goal, images, self._start(images, seed))
 
-    def _restarts(self, logits_fn, goal, images, seed):
-        draws, none = draws_of(logits_fn), constant_count(images, 0)
-
-        def restart(i, best, queries, gradients):
-            # The first run is that of `restarts=1`, so more restarts never do worse.
-            fresh = tf.cond(i == 0, lambda: seed, lambda: fold_in(seed, i))
-            rows = searched(best, self.early_stop)
-            state = (best, queries, gradients)
-            (part, asked, count), image = gather((state, images), rows)
-            some = goal.take(rows)
-            found, count = self._once(logits_fn, some, image, fresh, count)
-            loss, share = judge(logits_fn, some, found, some.cross_entropy)
-            part = part.update(found, share, loss)
-            return scatter(state, rows, (part, asked + draws, count))
-
-        return repeat(
-            self.restarts,
-            restart,
-            (Best.none(images), none, none),
-            lambda best, *_: going(best, self.early_stop),
-        )
-
-    def _once(self, logits_fn, goal, images, seed, gradients):
+    def _once(self, logits_fn, goal, images, seed):
         """Returns the last points of one run, and the gradients spent on each."""
         start = self._start(images, seed)
-        if self.early_stop:
-            return self._ascend_until_fooled(logits_fn, goal, images, start, gradients)
-        return self._ascend(logits_fn, goal, images, start), gradients + self.steps
+        if not self.early_stop:
+            points = self._ascend(logits_fn, goal, images, start)
+            return points, constant_count(images, self.steps)
+
+        def step(i, rows, point, count, going):
+            image = tf.gather(images, rows)
+            stepped, share = self._step(logits_fn, goal.take(rows), image, point)
+            fooled = share > 0.5
+            point = tf.where(fooled[:, None, None, None], point, stepped)
+            return point, count + 1, ~fooled
+
+        state = (start, constant_count(images, 0), tf.fill(tf.shape(images)[:1], True))
+        return search(self.steps, step, state, lambda *state: state[-1])[:2]
 
     def _start(self, images, seed):
         if not self.random_start:
@@ -150,24 +128,6 @@ class PGD(Attack):
             return self._step(logits_fn, goal, images, adversarial)[:1]
 
         return repeat(self.steps, step, (start,))[0]
-
-    def _ascend_until_fooled(self, logits_fn, goal, images, start, gradients):
-        def step(i, adversarial, gradients, going):
-            rows = rows_of(going)
-            point, count, image = gather((adversarial, gradients, images), rows)
-            stepped, share = self._step(logits_fn, goal.take(rows), image, point)
-            fooled = share > 0.5
-            point = tf.where(per_example(fooled, point), point, stepped)
-            return scatter(
-                (adversarial, gradients, going), rows, (point, count + 1, ~fooled)
-            )
-
-        return repeat(
-            self.steps,
-            step,
-            (start, gradients, tf.fill(tf.shape(images)[:1], True)),
-            lambda *state: tf.reduce_any(state[-1]),
-        )[:2]
 
     def _step(self, logits_fn, goal, images, adversarial):
         """Returns the next points, and the share of the draws these ones fool."""

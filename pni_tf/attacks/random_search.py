@@ -6,15 +6,7 @@ from typing import ClassVar
 import tensorflow as tf
 
 from pni_tf.attacks.base import Attack, Outcome, constant_count, fold_in, make_seed
-from pni_tf.attacks.bookkeeping import (
-    Best,
-    gather,
-    going,
-    judge,
-    repeat,
-    scatter,
-    searched,
-)
+from pni_tf.attacks.bookkeeping import Best, judge, search, unfooled
 from pni_tf.attacks.draws import draws_of
 from pni_tf.attacks.goals import prepare
 from pni_tf.attacks.norms import NORMS
@@ -67,21 +59,15 @@ class RandomSearch(Attack):
         seed, draws = make_seed(seed), draws_of(logits_fn)
         none = constant_count(images, 0)
 
-        def sample(i, best, queries):
+        def sample(i, rows, best, queries):
             noise = NORMS[self.norm].random(
                 tf.shape(images), self.epsilon, fold_in(seed, i)
             )
-            points = tf.clip_by_value(images + noise, 0.0, 1.0)
-            rows = searched(best, self.early_stop)
-            points, part, asked = gather((points, best, queries), rows)
-            loss, share = judge(logits_fn, goal.take(rows), points)
-            part = part.update(points, share, loss)
-            return scatter((best, queries), rows, (part, asked + draws))
+            points = tf.gather(tf.clip_by_value(images + noise, 0.0, 1.0), rows)
+            verdict, margin = judge(logits_fn, goal.take(rows), points)
+            return best.update(points, verdict, margin), queries + draws
 
-        best, queries = repeat(
-            self.samples,
-            sample,
-            (Best.none(images), none),
-            lambda best, _: going(best, self.early_stop),
-        )
+        active = unfooled if self.early_stop else None
+        start = Best.none(images), none
+        best, queries = search(self.samples, sample, start, active)
         return Outcome(best.images, best.fooled, queries, none)

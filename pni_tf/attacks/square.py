@@ -6,15 +6,7 @@ from typing import ClassVar
 import tensorflow as tf
 
 from pni_tf.attacks.base import Attack, Outcome, constant_count, fold_in, make_seed
-from pni_tf.attacks.bookkeeping import (
-    Best,
-    gather,
-    going,
-    judge,
-    repeat,
-    scatter,
-    searched,
-)
+from pni_tf.attacks.bookkeeping import Best, gather, judge, search, unfooled
 from pni_tf.attacks.draws import draws_of
 from pni_tf.attacks.goals import prepare
 from pni_tf.checks import check_number
@@ -90,70 +82,65 @@ class Square(Attack):
         images, goal = prepare(images, labels, towards)
         seed, draws = make_seed(seed), draws_of(logits_fn)
         stripes = self._stripes(images, fold_in(seed, 0))
-        if self.reevaluate:  # The first step evaluates the stripes.
-            best, queries = Best.none(stripes), constant_count(images, 0)
-        else:
-            loss, share = judge(logits_fn, goal, stripes)
-            best = Best.none(images).update(stripes, share, loss)
-            queries = constant_count(images, draws)
-        compare = self._compare_afresh if self.reevaluate else self._compare
+        best, queries = Best.none(stripes), constant_count(images, 0)
+        if not self.reevaluate:  # Else the first step evaluates the stripes.
+            best = best.update(stripes, *judge(logits_fn, goal, stripes))
+            queries += draws
 
-        def step(i, best, queries):
-            proposals = self._propose(i, images, best.images, fold_in(seed, i + 1))
-            rows = searched(best, self.early_stop)
-            proposals, part, asked = gather((proposals, best, queries), rows)
-            part = compare(logits_fn, goal.take(rows), part, proposals)
-            asked += 2 * draws if self.reevaluate else draws
-            return scatter((best, queries), rows, (part, asked))
+        def step(i, rows, best, queries):
+            fresh = fold_in(seed, i + 1)
+            proposals = self._propose(i, images, rows, best.images, fresh)
+            some = goal.take(rows)
+            if self.reevaluate:
+                best = self._compare_afresh(logits_fn, some, best, proposals)
+            else:
+                best = best.update(proposals, *judge(logits_fn, some, proposals))
+            return best, queries + (2 * draws if self.reevaluate else draws)
 
-        best, queries = repeat(
-            self._squares,
-            step,
-            (best, queries),
-            lambda best, _: going(best, self.early_stop),
-        )
+        active = unfooled if self.early_stop else None
+        best, queries = search(self._squares, step, (best, queries), active)
         return Outcome(best.images, best.fooled, queries, constant_count(images, 0))
-
-    @staticmethod
-    def _compare(logits_fn, goal, best, proposals):
-        loss, share = judge(logits_fn, goal, proposals)
-        return best.update(proposals, share, loss)
 
     @staticmethod
     def _compare_afresh(logits_fn, goal, best, proposals):
         """Keeps the better of two by their margins in the same forward pass."""
         pairs = tf.stack([best.images, proposals], axis=1)
         both = tf.reshape(pairs, tf.concat([[-1], tf.shape(proposals)[1:]], 0))
-        loss, share = judge(logits_fn, goal.repeat(2), both)
-        loss, share = tf.reshape(loss, [-1, 2]), tf.reshape(share, [-1, 2])
-        best = Best(best.images, share[:, 0] > 0.5, loss[:, 0])
-        return best.update(proposals, share[:, 1], loss[:, 1])
+        twice = goal.take(tf.repeat(tf.range(tf.shape(proposals)[0]), 2))
+        fooled, margin = judge(logits_fn, twice, both)
+        fooled, margin = tf.reshape(fooled, [-1, 2]), tf.reshape(margin, [-1, 2])
+        best = Best(best.images, fooled[:, 0], margin[:, 0])
+        return best.update(proposals, fooled[:, 1], margin[:, 1])
 
     def _stripes(self, images, seed):
         count, _, width, channels = tf.unstack(tf.shape(images))
         signs = _random_signs([count, 1, width, channels], seed)
         return self._moved(images, signs)
 
-    def _propose(self, i, images, current, seed):
-        """Returns the current images with a square of each set to ±epsilon."""
+    def _propose(self, i, images, chosen, current, seed):
+        """Returns the current chosen images with a square of each set to ±epsilon."""
         count, height, width, channels = tf.unstack(tf.shape(images))
         seeds = tf.random.experimental.stateless_split(seed, 4)
         side = self._side(i, height, width)
         rows = _interval(count, height, side, seeds[0])[:, :, None, None]
         columns = _interval(count, width, side, seeds[1])[:, None, :, None]
-        square = rows & columns
-
-        def paint(signs):
-            return tf.where(square, self._moved(images, signs), current)
-
         signs = _random_signs([count, 1, 1, channels], seeds[2])
-        # A square of the same signs as before would waste the query.
-        same = tf.reduce_all(paint(signs) == current, axis=[1, 2, 3], keepdims=True)
         channel = tf.random.stateless_uniform(
             [count], seeds[3], maxval=channels, dtype=tf.int32
         )
         turned = tf.one_hot(channel, channels, on_value=-1.0, off_value=1.0)
-        return paint(tf.where(same, signs * turned[:, None, None, :], signs))
+        turned = signs * turned[:, None, None, :]
+        # Drawn for the whole batch, so an image's do not depend on the others.
+        square, signs, turned, images = gather(
+            (rows & columns, signs, turned, images), chosen
+        )
+
+        def paint(signs):
+            return tf.where(square, self._moved(images, signs), current)
+
+        # A square of the same signs as before would waste the query.
+        same = tf.reduce_all(paint(signs) == current, axis=[1, 2, 3], keepdims=True)
+        return paint(tf.where(same, turned, signs))
 
     def _side(self, i, height, width):
         """Returns the side in pixels of square number `i`, counted from 0."""

@@ -9,7 +9,7 @@ import tensorflow as tf
 from keras import layers as kl
 
 from pni_tf.attacks.draws import value_and_gradient
-from pni_tf.attacks.goals import cross_entropy
+from pni_tf.attacks.goals import Goal
 from pni_tf.checks import check_number, validate_images, validate_labels
 
 Oracle = Callable[[np.ndarray], np.ndarray]
@@ -152,7 +152,7 @@ def augment(
     for start in range(0, len(images), batch_size):
         part = tf.constant(images[start : start + batch_size])
         # The cross-entropy is -log p_y: the opposite sign, and it does not underflow.
-        loss_fn = cross_entropy(labels[start : start + batch_size])
+        loss_fn = Goal.of(labels[start : start + batch_size]).cross_entropy
         _, gradient = value_and_gradient(logits_fn, loss_fn, part)
         parts.append(tf.clip_by_value(part - step * tf.sign(gradient), 0.0, 1.0))
     return np.concatenate(parts)

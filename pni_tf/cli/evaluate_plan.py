@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from pni_tf import __version__, files
-from pni_tf.attacks import make_attack, train_substitute
+from pni_tf.attacks.presets import make_attack
+from pni_tf.attacks.substitute import train_substitute
 from pni_tf.checks import check_number
 from pni_tf.cli.flags import AttackSpec
 from pni_tf.distribution.workers import Workers

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from pni_tf import files
-from pni_tf.attacks import make_attack
+from pni_tf.attacks.presets import make_attack
 from pni_tf.cli.evaluate_plan import Planner, Substitutes
 from pni_tf.cli.flags import AttackSpec
 from pni_tf.data import load_dataset

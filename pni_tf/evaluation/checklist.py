@@ -3,7 +3,8 @@
 import functools
 import math
 
-from pni_tf.attacks import Transfer, make_attack
+from pni_tf.attacks.presets import make_attack
+from pni_tf.attacks.transfer import Transfer
 from pni_tf.evaluation.checklist_items import LEAST_DRAWS, Checklist
 from pni_tf.evaluation.curves import evaluate_curve
 from pni_tf.evaluation.results import Scenario, union

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from pni_tf.attacks import PGD
+from pni_tf.attacks.pgd import PGD
 from pni_tf.checks import check_choice
 from pni_tf.evaluation.results import Result
 from pni_tf.evaluation.robustness import evaluate_robustness

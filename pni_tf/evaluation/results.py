@@ -4,7 +4,9 @@ import dataclasses
 
 import numpy as np
 
-from pni_tf.attacks import PGD, Attack, Transfer
+from pni_tf.attacks.base import Attack
+from pni_tf.attacks.pgd import PGD
+from pni_tf.attacks.transfer import Transfer
 from pni_tf.checks import check_choice, check_number
 from pni_tf.evaluation.record import row_of
 

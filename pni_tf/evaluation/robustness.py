@@ -14,8 +14,9 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from pni_tf import files
-from pni_tf.attacks import CarliniWagnerL2, ExpectationOverNoise, probe_gradient
 from pni_tf.attacks.base import fold_in
+from pni_tf.attacks.carlini_wagner import CarliniWagnerL2
+from pni_tf.attacks.draws import ExpectationOverNoise, probe_gradient
 from pni_tf.checks import check_number, validate_images, validate_labels
 from pni_tf.distribution.workers import Workers
 from pni_tf.evaluation.record import RULE

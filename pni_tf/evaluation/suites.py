@@ -3,7 +3,11 @@
 import dataclasses
 from collections.abc import Mapping
 
-from pni_tf.attacks import FGSM, PGD, Attack, Transfer, make_attack
+from pni_tf.attacks.base import Attack
+from pni_tf.attacks.fgsm import FGSM
+from pni_tf.attacks.pgd import PGD
+from pni_tf.attacks.presets import make_attack
+from pni_tf.attacks.transfer import Transfer
 from pni_tf.checks import check_number
 from pni_tf.evaluation.results import Scenario
 from pni_tf.targets import Target

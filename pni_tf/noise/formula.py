@@ -18,18 +18,14 @@ SIGMA_SCOPES = ("batch", "example")
 def alpha_shape(
     shape: tuple[int, ...], granularity: str, channel_axes: tuple[int, ...] = (-1,)
 ) -> tuple[int, ...]:
-    """Returns the shape of the noise coefficients alpha of a tensor.
+    """Returns the shape of a tensor's coefficients alpha, which broadcast against it.
 
     Args:
         shape: Shape of the tensor that gets the noise, without the batch axis.
         granularity: `"layerwise"`: one alpha for the tensor, shape `()`.
-            `"channelwise"`: one for each output channel; the other axes have size 1,
-            so that alpha broadcasts against the tensor. `"elementwise"`: one for each
-            element.
+            `"channelwise"`: one for each output channel; the other axes have size 1.
+            `"elementwise"`: one for each element.
         channel_axes: Axes that index the output channels.
-
-    Returns:
-        A shape that broadcasts against `shape`.
 
     Raises:
         ValueError: If `granularity` is unknown.
@@ -72,7 +68,7 @@ def output_channel_axes(layer, kernel):
 def standard_deviation(
     values: tf.Tensor, axis: list[int] | None = None, keepdims: bool = False
 ) -> tf.Tensor:
-    """Returns the unbiased standard deviation, with N - 1 in the denominator.
+    """Returns the unbiased standard deviation; 0 where there is a single element.
 
     The paper prints eq. 6 with N and without the square; the authors' code calls
     PyTorch's `std`, which divides by N - 1, and so does this function.
@@ -81,9 +77,6 @@ def standard_deviation(
         values: Floating-point tensor.
         axis: Axes to reduce, or None for all of them.
         keepdims: Whether the reduced axes stay, with size 1.
-
-    Returns:
-        The standard deviation; 0 where there is a single element.
     """
     mean = tf.reduce_mean(values, axis, keepdims=True)
     squares = tf.reduce_sum(tf.math.squared_difference(values, mean), axis, keepdims)
@@ -127,14 +120,7 @@ def parametric_noise(
 
 
 def fold_in_replica(seed: tf.Tensor) -> tf.Tensor:
-    """Gives each replica of a distribution strategy its own stream of draws.
-
-    Args:
-        seed: Integer tensor of shape `[2]`, the same on all replicas.
-
-    Returns:
-        The seed itself where there is one replica.
-    """
+    """Returns a seed `[2]` for each replica of a strategy from one that they share."""
     context = tf.distribute.get_replica_context()
     if context is None or context.num_replicas_in_sync == 1:
         return seed

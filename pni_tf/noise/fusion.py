@@ -18,15 +18,13 @@ from pni_tf.noise.graph import (
     is_convertible,
     is_transparent,
     rebuild,
+    unwrapped,
     wrappers_of,
 )
 from pni_tf.noise.layers import FixedNoise, PNIInput, PNIWeight
 
 # Only these very classes: a subclass may compute something else.
-_FOLDABLE = (
-    *PLAIN_CONVOLUTIONS,
-    keras.layers.Dense,
-)
+_FOLDABLE = (*PLAIN_CONVOLUTIONS, keras.layers.Dense)
 
 
 def fuse_batch_norm(model: keras.Model) -> keras.Model:
@@ -74,46 +72,35 @@ def fuse_batch_norm(model: keras.Model) -> keras.Model:
 
 
 class _Fuser:
-    """Replaces layers while a graph is rebuilt, and finds what it should have left.
-
-    Attributes:
-        unfoldable: Identities of convolutions that something else than a batch
-            normalisation takes the output of, which folding would compute twice.
-    """
+    """Replaces layers while a graph is rebuilt, and finds what it should have left."""
 
     def __init__(self, unfoldable):
-        self.unfoldable = unfoldable
+        self._unfoldable = unfoldable  # Identities of layers.
         self._convolutions = {}  # The keys are the identities of their outputs.
         self._folded = []
         self._uses = collections.Counter()
 
     def call(self, layer, *args, **kwargs):
-        for tensor in keras.tree.flatten((args, kwargs)):
-            self._uses[id(tensor)] += 1
+        self._uses.update(map(id, keras.tree.flatten((args, kwargs))))
         if len(args) == 1:
             (images,) = args
             if _is_last_axis_norm(layer, images) and kwargs.get("mask") is None:
                 kwargs.pop("mask", None)
-                return self._call_norm(layer, images, **kwargs)
-            if _is_foldable(layer) and id(layer) not in self.unfoldable:
+                convolution, inputs = self._convolutions.get(id(images), (None, images))
+                if convolution is not None:
+                    self._folded.append((convolution, images))
+                return FusedBatchNormalization(layer, convolution)(inputs, **kwargs)
+            if _is_foldable(layer) and id(layer) not in self._unfoldable:
                 outputs = call_layer(layer, *args, **kwargs)
                 self._convolutions[id(outputs)] = (layer, images)
                 return outputs
         return call_layer(layer, *args, **kwargs)
 
-    def _call_norm(self, layer, images, **kwargs):
-        if id(images) not in self._convolutions:
-            return FusedBatchNormalization(layer)(images, **kwargs)
-        convolution, inputs = self._convolutions[id(images)]
-        self._folded.append((convolution, images))
-        return FusedBatchNormalization(layer, convolution)(inputs, **kwargs)
-
     def shared(self, result):
         """Returns the identities of folded convolutions whose output has other uses."""
         for layer in result._flatten_layers():
             if is_convertible(layer) and hasattr(layer, "outputs"):
-                for tensor in layer.outputs:
-                    self._uses[id(tensor)] += 1
+                self._uses.update(map(id, layer.outputs))
         return {
             id(convolution)
             for convolution, outputs in self._folded
@@ -147,13 +134,16 @@ class FusedBatchNormalization(keras.layers.Layer):
         norm, layer = self.batch_norm, self.layer
         training = training and norm.trainable
         # Looked at in each call, because users may change a layer after it was built.
-        masked = getattr(inputs, "_keras_mask", None) is not None
-        plain = masked or not _is_plain(norm)
+        simple = (
+            getattr(inputs, "_keras_mask", None) is None
+            and norm.variable_dtype == "float32"
+            and norm.activity_regularizer is None
+        )
         if layer is not None:
-            if not (training or plain) and _is_foldable(layer, norm):
+            if simple and not training and _is_foldable(layer, norm):
                 return self._folded(inputs)
             inputs = layer(inputs)
-        if training and not plain and _has_fused_operation(norm, inputs):
+        if simple and training and _has_fused_operation(norm, inputs):
             return _normalise(norm, inputs)
         return norm(inputs, training=training)
 
@@ -161,22 +151,22 @@ class FusedBatchNormalization(keras.layers.Layer):
         # In inference mode batch normalisation multiplies and adds constants, and a
         # convolution is linear in its kernel: a scaled kernel spares all passes over
         # the activations. The kernel gets its noise before the scale, as outside.
-        wrappers = wrappers_of(self.layer)
-        layer = wrappers[0].layer if wrappers else self.layer
+        layer = unwrapped(self.layer)
         kernel = layer.kernel.value
-        for wrapper in wrappers:
+        for wrapper in wrappers_of(self.layer):
             if isinstance(wrapper, PNIWeight):
                 (kernel,) = wrapper.noisy_kernels()
             else:
                 inputs = wrapper.add_noise(inputs)
-        scale, bias = _scale_and_shift(self.batch_norm)
-        if layer.use_bias:
-            bias += layer.bias.value * scale
+        norm = self.batch_norm
+        scale, bias = _scale_and_shift(
+            norm, norm.moving_mean.value, norm.moving_variance.value
+        )
         axes = output_channel_axes(layer, layer.kernel)
         shape = alpha_shape(kernel.shape, "channelwise", axes)
         values = [(layer.kernel, kernel * tf.reshape(scale, shape))]
         if layer.use_bias:
-            values.append((layer.bias, bias))
+            values.append((layer.bias, bias + layer.bias.value * scale))
         with keras.StatelessScope(values):
             outputs = layer(inputs)
         if layer.use_bias:
@@ -185,12 +175,12 @@ class FusedBatchNormalization(keras.layers.Layer):
         return tf.nn.bias_add(outputs, tf.cast(bias, outputs.dtype))
 
 
-def _scale_and_shift(norm):
-    """Returns what batch normalisation multiplies by and adds in inference mode."""
-    scale = tf.math.rsqrt(norm.moving_variance.value + norm.epsilon)
+def _scale_and_shift(norm, mean, variance):
+    """Returns what batch normalisation by these statistics multiplies by and adds."""
+    scale = tf.math.rsqrt(variance + norm.epsilon)
     if norm.scale:
         scale *= norm.gamma.value
-    shift = -norm.moving_mean.value * scale
+    shift = -mean * scale
     if norm.center:
         shift += norm.beta.value
     return scale, shift
@@ -204,10 +194,7 @@ def _normalise(norm, images):
     else:
         outputs, mean, variance = _normalise_here(norm, images)
     momentum = norm.momentum
-    for moving, value in (
-        (norm.moving_mean, mean),
-        (norm.moving_variance, variance),
-    ):
+    for moving, value in ((norm.moving_mean, mean), (norm.moving_variance, variance)):
         moving.assign(moving.value * momentum + value * (1 - momentum))
     return outputs
 
@@ -241,12 +228,7 @@ def _normalise_over_replicas(norm, images, context):
     total, squares, count = tf.split(sums, [channels, channels, 1])
     mean = total / count
     variance = tf.maximum(squares / count - mean**2, 0.0)
-    scale = tf.math.rsqrt(variance + norm.epsilon)
-    if norm.scale:
-        scale *= norm.gamma.value
-    shift = -mean * scale
-    if norm.center:
-        shift += norm.beta.value
+    scale, shift = _scale_and_shift(norm, mean, variance)
     return tf.cast(values * scale + shift, images.dtype), mean, variance
 
 
@@ -259,24 +241,19 @@ def _has_fused_operation(norm, images):
     )
 
 
-def _is_plain(norm):
-    return norm.variable_dtype == "float32" and norm.activity_regularizer is None
-
-
 def _is_last_axis_norm(layer, images):
-    return type(layer) is keras.layers.BatchNormalization and layer.axis in (
-        -1,
-        len(images.shape) - 1,
-    )
+    if type(layer) is not keras.layers.BatchNormalization:
+        return False
+    return layer.axis in (-1, len(images.shape) - 1)
 
 
 def _is_foldable(layer, norm=None):
     """Whether a layer is linear in its kernel, with stock behaviour all the way in."""
-    wrappers = wrappers_of(layer)
-    layer = wrappers[0].layer if wrappers else layer
+    wrappers, layer = wrappers_of(layer), unwrapped(layer)
     return (
         type(layer) in _FOLDABLE
-        and all(map(_is_before_the_kernel, wrappers))
+        and all(type(w) in (PNIWeight, PNIInput, FixedNoise) for w in wrappers)
+        and all(wrapper.position != "output" for wrapper in wrappers)
         and layer.activation is keras.activations.linear
         and getattr(layer, "data_format", "channels_last") == "channels_last"
         and not getattr(layer, "lora_enabled", False)
@@ -288,9 +265,3 @@ def _is_foldable(layer, norm=None):
         and not any(part.activity_regularizer for part in [layer, *wrappers])
         and sum(isinstance(wrapper, PNIWeight) for wrapper in wrappers) <= 1
     )
-
-
-def _is_before_the_kernel(wrapper):
-    """Whether the noise of a wrapper is on the kernel or the input of its layer."""
-    known = type(wrapper) in (PNIWeight, PNIInput, FixedNoise)
-    return known and wrapper.position != "output"

@@ -137,6 +137,13 @@ def wrappers_of(layer) -> list[NoiseWrapper]:
     return found
 
 
+def unwrapped(layer):
+    """Returns the layer inside all noise wrappers around it."""
+    while isinstance(layer, NoiseWrapper):
+        layer = layer.layer
+    return layer
+
+
 def network_of(model):
     """Returns the network that a trainer holds; anything else as it is.
 

@@ -14,12 +14,19 @@ from pni_tf.noise.graph import (
     leaf_layers,
     noise_wrappers,
     rebuild,
+    unwrapped,
     wrappers_of,
 )
-from pni_tf.noise.layers import FixedNoise, NoiseWrapper, PNIInput, PNIOutput, PNIWeight
+from pni_tf.noise.layers import (
+    FixedNoise,
+    NoiseWrapper,
+    PNIInput,
+    PNIOutput,
+    PNIWeight,
+    kernels_of,
+)
 
 LOCATIONS = ("w", "a-a", "a-b", "i", "w+a-a", "w+a-b", "none")
-_INPUT_NORMALISATION = (keras.layers.Normalization, keras.layers.Rescaling)
 _CONVOLUTIONS = (
     *PLAIN_CONVOLUTIONS,
     keras.layers.SeparableConv1D,
@@ -69,8 +76,7 @@ def inject_pni(
     check_noise_free(model)
     check_choice("location", location, LOCATIONS)
     names = {layer.name for layer in leaf_layers(model)}
-    unknown = sorted(set(exclude) - names)
-    if unknown:
+    if unknown := sorted(set(exclude) - names):
         raise ValueError(
             f"`exclude` names layers that {model.name!r} does not have: {unknown}. "
             f"Its layers are {sorted(names)}"
@@ -79,20 +85,17 @@ def inject_pni(
         return rebuild(model, lambda layer: layer)
 
     parts = location.split("+")
-    targets = {
-        id(layer)
-        for layer in (_normalisation(model) if location == "i" else _kernels(model))
-        if layer.name not in exclude
-    }
+    if location == "i":
+        layers = [_normalisation(model)]
+    else:
+        layers = filter(kernels_of, leaf_layers(model))
+    targets = {id(layer) for layer in layers if layer.name not in exclude}
     if not targets:
         raise ValueError(
             f"{model.name!r} has no layer with a kernel to inject noise into. "
             f"Received: location={location!r}, exclude={exclude!r}"
         )
-    seeds = seeds_from(seed, len(parts) * len(targets))
-    common = {"granularity": granularity, "initial_alpha": initial_alpha}
-
-    name = None
+    seeds, name = seeds_from(seed, len(parts) * len(targets)), None
 
     def wrap(layer):
         nonlocal name
@@ -100,16 +103,14 @@ def inject_pni(
             return layer
         name = layer.name
         for part in parts:
-            wrapper = {"w": PNIWeight, "a-b": PNIInput}.get(part, PNIOutput)
-            suffix = {"w": "weight", "a-b": "input"}.get(part, "output")
-            scope = {} if part == "w" else {"sigma_over": sigma_over}
-            layer = wrapper(
-                layer,
-                seed=next(seeds),
-                name=f"{name}_pni_{suffix}",
-                **scope,
-                **common,
-            )
+            wrapper, suffix = {
+                "w": (PNIWeight, "weight"),
+                "a-b": (PNIInput, "input"),
+            }.get(part, (PNIOutput, "output"))
+            own = {"seed": next(seeds), "name": f"{name}_pni_{suffix}"}
+            if part != "w":
+                own["sigma_over"] = sigma_over
+            layer = wrapper(layer, granularity, initial_alpha, **own)
         return layer
 
     try:
@@ -196,13 +197,7 @@ def strip_noise(model: keras.Model) -> keras.Model:
         ValueError: If noise sits inside a layer that cannot be opened.
     """
     check_convertible(model)
-
-    def unwrap(layer):
-        while isinstance(layer, NoiseWrapper):
-            layer = layer.layer
-        return _without_hidden_noise(layer)
-
-    return rebuild(model, unwrap)
+    return rebuild(model, lambda layer: _without_hidden_noise(unwrapped(layer)))
 
 
 def freeze_noise(model: keras.Model, seed: int) -> keras.Model:
@@ -229,7 +224,7 @@ def freeze_noise(model: keras.Model, seed: int) -> keras.Model:
     wrappers = noise_wrappers(copy)
     # Not the seeds of `inject_pni`, whose first draw this would repeat.
     fresh = seeds_from([seed, 1], len(wrappers))
-    seeds = dict(zip(map(id, wrappers), fresh, strict=True))
+    seeds = dict(zip(wrappers, fresh, strict=True))
     frozen_alphas = []
 
     def freeze(layer):
@@ -237,11 +232,11 @@ def freeze_noise(model: keras.Model, seed: int) -> keras.Model:
             return _without_hidden_noise(layer)
         inner = freeze(layer.layer)
         if isinstance(layer, PNIWeight):
-            layer.seed_generator.state.assign([seeds[id(layer)], 0])
+            layer.seed_generator.state.assign([seeds[layer], 0])
             for kernel, noisy in zip(layer.kernels, layer.noisy_kernels(), strict=True):
                 kernel.assign(noisy)
             return inner
-        config = {**layer.get_config(), "frozen": True, "seed": seeds[id(layer)]}
+        config = {**layer.get_config(), "frozen": True, "seed": seeds[layer]}
         config.pop("layer")
         frozen = type(layer)(inner, **config)
         frozen_alphas.append((frozen, layer.alphas))
@@ -272,13 +267,10 @@ def alphas(model: keras.Model) -> dict[str, np.ndarray]:
             nested = alphas(layer).items()
             found.update({f"{layer.name}/{key}": alpha for key, alpha in nested})
         for wrapper in wrappers_of(layer):
-            inner = wrapper.layer
-            while isinstance(inner, NoiseWrapper):
-                inner = inner.layer
             for alpha in wrapper.alphas:
                 what = alpha.name.removesuffix("_alpha")
-                key = inner.name if what == "kernel" else f"{inner.name}.{what}"
-                found[key] = alpha.numpy()
+                name = unwrapped(layer).name
+                found[name if what == "kernel" else f"{name}.{what}"] = alpha.numpy()
     return found
 
 
@@ -298,19 +290,10 @@ def _without_hidden_noise(layer):
     return layer
 
 
-def _kernels(model):
-    """Returns the layers with a kernel; each must take and return one tensor."""
-    return [
-        layer
-        for layer in leaf_layers(model)
-        if any(w.name.endswith("kernel") for w in layer.weights)
-    ]
-
-
 def _normalisation(model):
     for layer in leaf_layers(model):
-        if isinstance(layer, _INPUT_NORMALISATION):
-            return [layer]
+        if isinstance(layer, (keras.layers.Normalization, keras.layers.Rescaling)):
+            return layer
     raise ValueError(
         'location="i" adds noise to the output of the normalisation layer, and '
         f"{model.name!r} has none. Put a `keras.layers.Normalization` or "

@@ -88,11 +88,8 @@ class ParametricNoiseWrapper(NoiseWrapper):
         self.alphas.append(self.add_weight(shape, start, "float32", name=name))
 
     def get_config(self):
-        return {
-            **super().get_config(),
-            "granularity": self.granularity,
-            "initial_alpha": self.initial_alpha,
-        }
+        own = {"granularity": self.granularity, "initial_alpha": self.initial_alpha}
+        return {**super().get_config(), **own}
 
 
 class ActivationNoise(NoiseWrapper):
@@ -140,6 +137,11 @@ class ActivationNoise(NoiseWrapper):
         return {**super().get_config(), "frozen": self.frozen}
 
 
+def kernels_of(layer):
+    """Returns the weights of a layer whose name ends in `kernel`."""
+    return [weight for weight in layer.weights if weight.name.endswith("kernel")]
+
+
 @keras.saving.register_keras_serializable(package="pni_tf")
 class PNIWeight(ParametricNoiseWrapper):
     """Adds parametric noise to the kernels of a layer (PNI-W).
@@ -173,7 +175,7 @@ class PNIWeight(ParametricNoiseWrapper):
     def kernels(self):
         """The kernels that get noise, in the order of `alphas`."""
         # A property, because Keras would track and save a list attribute again.
-        return [w for w in self.layer.weights if w.name.endswith("kernel")]
+        return kernels_of(self.layer)
 
     def build(self, input_shape):
         if getattr(self.layer, "stateful", False):
@@ -214,10 +216,8 @@ class PNIWeight(ParametricNoiseWrapper):
     def call(self, inputs):
         # Every variable is named, not only the kernels, because an inner scope hides
         # the values that an outer one (`stateless_call`) has set.
-        values = {id(v): v.value for v in self.layer.variables}
-        for kernel, noisy in zip(self.kernels, self.noisy_kernels(), strict=True):
-            values[id(kernel)] = noisy
-        mapping = [(v, values[id(v)]) for v in self.layer.variables]
+        noisy = dict(zip(map(id, self.kernels), self.noisy_kernels(), strict=True))
+        mapping = [(v, noisy.get(id(v), v.value)) for v in self.layer.variables]
         with keras.StatelessScope(mapping, collect_losses=True) as scope:
             before = [scope.get_current_value(v) for v in self.layer.variables]
             outputs = self.layer(inputs)
@@ -269,8 +269,7 @@ class _ParametricActivationNoise(ParametricNoiseWrapper, ActivationNoise):
                 f"shapes {shape} at layer {self.layer.name!r}"
             )
         shape = tuple(shape)[1:]
-        sizes = {"layerwise": (), "channelwise": shape[-1:], "elementwise": shape}
-        if None in sizes[self.granularity]:
+        if None in formula.alpha_shape(shape, self.granularity):
             raise ValueError(
                 f"{self.granularity} noise needs a known size for every axis that "
                 f"alpha covers. Received: shape {shape} at layer {self.layer.name!r}; "

@@ -78,11 +78,7 @@ class BoundedSensitivity(keras.constraints.Constraint):
     Where PixelDP takes the Parseval step, which approaches the bound, this divides by
     the norm, which keeps it at every step.
 
-    Args:
-        image_size: See `convolution_sensitivity`.
-        scale: See `convolution_sensitivity`.
-        dilation: See `convolution_sensitivity`.
-        norm: See `convolution_sensitivity`.
+    The arguments are those of `convolution_sensitivity`.
 
     Reference: https://arxiv.org/abs/1802.03471, section 3.2.
     """
@@ -94,22 +90,14 @@ class BoundedSensitivity(keras.constraints.Constraint):
         self.norm = norm
 
     def __call__(self, kernel):
-        kernel = tf.convert_to_tensor(kernel)
         return kernel / tf.maximum(self.sensitivity(kernel), 1)
 
     def sensitivity(self, kernel) -> tf.Tensor:
         """Returns the bound that the constraint holds at 1."""
-        return convolution_sensitivity(
-            tf.convert_to_tensor(kernel), **self.get_config()
-        )
+        return convolution_sensitivity(tf.convert_to_tensor(kernel), **vars(self))
 
     def get_config(self):
-        return {
-            "image_size": self.image_size,
-            "scale": self.scale,
-            "dilation": self.dilation,
-            "norm": self.norm,
-        }
+        return dict(vars(self))
 
 
 def inject_pixeldp(
@@ -166,20 +154,9 @@ def inject_pixeldp(
     first.kernel_constraint = first.kernel.constraint = constraint
     first.kernel.assign(constraint(first.kernel))
     (seed,) = seeds_from(seed, 1)
-
-    def wrap(layer):
-        if layer is not first:
-            return layer
-        return FixedNoise(
-            layer,
-            scale,
-            position="output",
-            distribution=distribution,
-            seed=seed,
-            name=f"{layer.name}_pixeldp_noise",
-        )
-
-    return rebuild(model, wrap)
+    name = f"{first.name}_pixeldp_noise"
+    noisy = FixedNoise(first, scale, "output", distribution, seed=seed, name=name)
+    return rebuild(model, lambda layer: noisy if layer is first else layer)
 
 
 def pixeldp_scale(
@@ -283,7 +260,7 @@ def _factor(operation, first, channels):
     factor = None
     # Only these very classes: a subclass may compute something else.
     if type(operation) is keras.layers.ZeroPadding2D:
-        return 1
+        factor = np.ones(1)
     if type(operation) is keras.layers.Rescaling:
         factor = np.ravel(operation.scale)
     if type(operation) is keras.layers.Normalization:

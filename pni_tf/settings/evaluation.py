@@ -6,7 +6,7 @@ from typing import Literal
 from pni_tf.settings.base import FROM_0, Group, setting
 from pni_tf.settings.machine import Devices, Source
 
-# The short names of `pni_tf.attacks.ATTACKS`, and two that need a further network.
+# The short names of `attacks/presets.py`, and two that need a further network.
 ATTACKS = (
     *("fgsm", "pgd", "apgd-ce", "apgd-dlr", "apgd-t", "cw", "square", "zoo", "random"),
     *("transfer", "substitute"),

@@ -4,7 +4,7 @@ import contextlib
 
 import keras
 
-from pni_tf.attacks import PGD
+from pni_tf.attacks.pgd import PGD
 from pni_tf.data import DatasetInfo
 from pni_tf.models import build_model
 from pni_tf.noise.graph import noise_wrappers

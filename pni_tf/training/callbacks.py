@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from pni_tf.attacks import Attack
+from pni_tf.attacks.base import Attack
 from pni_tf.files import replacing
 from pni_tf.noise.graph import noise_wrappers
 from pni_tf.noise.injection import alphas

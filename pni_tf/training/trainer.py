@@ -8,8 +8,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from pni_tf.attacks import Attack, ExpectationOverNoise
-from pni_tf.attacks.base import fold_in
+from pni_tf.attacks.base import Attack, fold_in
+from pni_tf.attacks.draws import ExpectationOverNoise
 from pni_tf.checks import (
     check_choice,
     check_logits,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from pni_tf.attacks.bookkeeping import BinarySearch, Smallest, repeat
+from pni_tf.attacks.bookkeeping import Best, BinarySearch, repeat
 
 INFINITE = float("inf")
 
@@ -35,29 +35,29 @@ def test_binary_search_treats_images_apart_and_ends_at_the_upper_bound():
     for _ in range(2):
         search = search.update(tf.constant([True, False]))
     np.testing.assert_allclose(search, [[0, 0.1], [0.005, np.inf], [0.0025, 1]])
-    last = search.at_upper()
+    last = search.before(tf.constant(9), 10)
     np.testing.assert_allclose(last, [[0, 0.1], [0.005, np.inf], [0.005, 1]])
 
 
-def test_smallest_keeps_the_nearest_accepted():
+def test_the_best_is_the_nearest_that_fools_if_nothing_else_can_beat_the_start():
     images = tf.zeros((3, 1, 1, 1))
-    best = Smallest.none(images)
-    for value, accepted, distance in (
+    best = Best.none(images, INFINITE)
+    for value, fooled, distance in (
         (0.1, [True, True, False], [4.0, 4.0, 1.0]),
         (0.2, [True, True, False], [3.0, 5.0, 1.0]),
         (0.3, [False, True, False], [1.0, 4.0, 1.0]),
     ):
-        best = best.update(images + value, tf.constant(accepted), tf.constant(distance))
+        best = best.update(images + value, tf.constant(fooled), -tf.constant(distance))
     np.testing.assert_allclose(best.images[:, 0, 0, 0], [0.2, 0.1, 0])
-    np.testing.assert_array_equal(best.distance, [3, 4, np.inf])
-    np.testing.assert_array_equal(best.found, [True, True, False])
+    np.testing.assert_array_equal(best.score, [-3, -4, np.inf])
+    np.testing.assert_array_equal(best.fooled, [True, True, False])
 
 
 @pytest.mark.parametrize("step", [8, 9])
 def test_the_last_of_ten_steps_tries_the_upper_bound(step):
     search = BinarySearch(*tf.constant([[1.0], [3.0], [2.0]]))
     assert search.before(tf.constant(step), 10).c == (3 if step == 9 else 2)
-    assert search.before(tf.constant(step), 9) is search
+    assert search.before(tf.constant(step), 9).c == 2
 
 
 @pytest.mark.parametrize(("count", "steps"), [(0, 0), (2, 2), (9, 4)])

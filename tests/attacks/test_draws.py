@@ -7,9 +7,8 @@ import tensorflow as tf
 from keras import layers as kl
 
 from pni_tf import FGSM, PGD, ExpectationOverNoise, inject_pni
-from pni_tf.attacks import value_and_gradient
-from pni_tf.attacks.draws import expected_loss
-from pni_tf.attacks.goals import cross_entropy
+from pni_tf.attacks.draws import expected_loss, value_and_gradient
+from pni_tf.attacks.goals import Goal
 from pni_tf.noise.graph import noise_wrappers
 
 IMAGES = np.random.default_rng(1).uniform(size=(3, 4, 4, 1)).astype("float32")
@@ -58,7 +57,9 @@ def test_expectation_is_the_mean_over_separate_calls(mode):
 
     network.calls.assign(0.0)
     values, gradients = run(
-        lambda images: value_and_gradient(expectation, cross_entropy(LABELS), images)
+        lambda images: value_and_gradient(
+            expectation, Goal.of(LABELS).cross_entropy, images
+        )
     )(tf.constant(IMAGES))
     assert network.calls == 4
     for count in range(1, 5):  # NumPy: the cross-entropy of count * linear
@@ -137,7 +138,7 @@ def test_small_gradients_survive_half_precision(dtype):
         return tf.stack([tf.ones_like(score) * 14, score], 1)
 
     losses, gradient = value_and_gradient(
-        logits_fn, cross_entropy(np.zeros(3, int)), images
+        logits_fn, Goal.of(np.zeros(3, int)).cross_entropy, images
     )
     score = 0.01 * IMAGES.sum((1, 2, 3))
     assert losses.dtype == gradient.dtype == tf.float32
@@ -147,7 +148,7 @@ def test_small_gradients_survive_half_precision(dtype):
 
     with tf.GradientTape() as tape:
         tape.watch(images)
-        loss = cross_entropy(np.zeros(3, int))(logits_fn(images))
+        loss = Goal.of(np.zeros(3, int)).cross_entropy(logits_fn(images))
     assert np.any(tape.gradient(loss, images)) == (dtype != "float16")
 
 
@@ -194,7 +195,7 @@ def test_restarts_compare_the_loss_that_they_ascend():
         score = sign * tf.reduce_sum(images, (1, 2, 3))
         return tf.stack([tf.zeros_like(score), score], 1)
 
-    loss_fn = cross_entropy(np.zeros(3, int))
+    loss_fn = Goal.of(np.zeros(3, int)).cross_entropy
     loss = expected_loss(ExpectationOverNoise(logits_fn, 2), loss_fn, IMAGES)
     score = IMAGES.sum((1, 2, 3))
     expected = (np.logaddexp(0, score) + np.logaddexp(0, -score)) / 2

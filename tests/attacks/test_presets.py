@@ -18,7 +18,8 @@ from pni_tf import (
     Square,
     make_attack,
 )
-from pni_tf.attacks import ATTACKS, PRESETS, probe_gradient
+from pni_tf.attacks.draws import probe_gradient
+from pni_tf.attacks.presets import ATTACKS, PRESETS
 
 SEED = tf.constant([3, 4], "int64")
 COUNT = 20

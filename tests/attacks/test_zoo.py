@@ -9,9 +9,10 @@ import tensorflow as tf
 from keras import layers as kl
 
 from pni_tf import ZOO, ExpectationOverNoise, inject_pni
+from pni_tf.attacks.bookkeeping import Judge
 from pni_tf.attacks.goals import Goal
 from pni_tf.attacks.zoo.coordinates import SPACES, Grid, Modifier, importance, sample
-from pni_tf.attacks.zoo.queries import Oracle, Points, ask_each, ask_together
+from pni_tf.attacks.zoo.queries import Points, ask_each, ask_together
 
 SEED = tf.constant([3, 4])
 SIDE = 4
@@ -91,8 +92,12 @@ def cosines(a, b):
     return np.sum(a * b, 1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
 
 
-def margins(goal, logits):
-    return [-goal.margin(logits), goal.fooled(logits)]
+class Margins(Judge):
+    """Its loss is minus the margin, so it has a slope everywhere."""
+
+    def values(self, logits):
+        margin = self.goal.margin(logits)
+        return [-margin, self.goal.fooled(logits), margin]
 
 
 def answers(network, *, how, space="box", difference=1e-4, images=IMAGES, batch=4096):
@@ -100,7 +105,7 @@ def answers(network, *, how, space="box", difference=1e-4, images=IMAGES, batch=
     ask = ask_each if how == "independent" else lambda *a: ask_together(*a, batch)
     space = SPACES[space].of(tf.constant(images))
     points = Points(space, tf.zeros(images.shape), FULL, ALL, difference)
-    return ask(Oracle(network, margins, Goal.of(MIXED)), points)
+    return ask(Margins(network, Goal.of(MIXED), 0.0, 0.9), points)
 
 
 # Grids, and which coordinates are drawn.
@@ -612,7 +617,7 @@ def test_differences_over_a_random_network(location, how, low, high):
         passes.clear()
         space = SPACES["box"].of(images)
         points = Points(space, tf.zeros(images.shape), FULL, coordinates, 1e-4)
-        estimate = ask(Oracle(network, margins, Goal.of(np.zeros(32))), points)
+        estimate = ask(Margins(network, Goal.of(np.zeros(32)), 0.0, 0.9), points)
         assert len(passes) == (2 * COUNT + 1 if how == "independent" else 1)
         found.append(np.mean(cosines(estimate.slope(1e-4).numpy(), gradient)))
     assert low < np.mean(found) < high, found

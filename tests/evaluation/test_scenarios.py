@@ -21,7 +21,7 @@ from pni_tf import (
     make_attack,
     strong_suite,
 )
-from pni_tf.attacks import GradientProbe
+from pni_tf.attacks.draws import GradientProbe
 from pni_tf.evaluation import (
     Scenario,
     paper_suite,

@@ -189,7 +189,8 @@ class TestContinued:
 DIES = """
 import os, sys
 import numpy as np
-from pni_tf.attacks import FGSM, RandomSearch
+from pni_tf.attacks.fgsm import FGSM
+from pni_tf.attacks.random_search import RandomSearch
 from pni_tf.evaluation import ResultStore, Scenario, evaluate_robustness
 from pni_tf.targets import load_target
 

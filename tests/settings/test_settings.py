@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from pni_tf import Adversarial, Computation, Network, Optimisation, Recipe
-from pni_tf.attacks import ATTACKS, PRESETS
+from pni_tf.attacks.presets import ATTACKS, PRESETS
 from pni_tf.evaluation.curves import CURVES
 from pni_tf.evaluation.results import TOWARDS
 from pni_tf.noise.formula import GRANULARITIES, SIGMA_SCOPES

@@ -15,7 +15,7 @@ import tensorflow as tf
 from keras import layers as kl
 
 from pni_tf import FGSM, PGD, Attack, PNIAdversarialModel, inject_pni, strip_noise
-from pni_tf.attacks import Outcome
+from pni_tf.attacks.base import Outcome
 from pni_tf.noise.graph import noise_wrappers
 
 METRICS = {

@@ -9,7 +9,7 @@ import pytest
 from keras import layers as kl
 
 from pni_tf import FGSM, PGD, Attack, PNIAdversarialModel, inject_pni
-from pni_tf.attacks import Outcome
+from pni_tf.attacks.base import Outcome
 from pni_tf.noise.graph import noise_wrappers
 
 RATE = 0.5

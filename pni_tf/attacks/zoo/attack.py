@@ -6,26 +6,19 @@ from typing import ClassVar, NamedTuple
 
 import tensorflow as tf
 
-from pni_tf.attacks.base import Attack, Outcome, constant_count, fold_in, make_seed
+from pni_tf.attacks.base import Attack, constant_count, fold_in, make_seed
 from pni_tf.attacks.bookkeeping import (
-    BinarySearch,
-    Smallest,
-    Verdict,
+    Best,
+    Judge,
     gather,
     repeat,
-    rows_of,
     scatter,
+    search_constants,
 )
 from pni_tf.attacks.draws import draws_of
 from pni_tf.attacks.goals import prepare
 from pni_tf.attacks.zoo.coordinates import SPACES, Grid, Modifier, importance, sample
-from pni_tf.attacks.zoo.queries import (
-    Oracle,
-    Points,
-    ask_each,
-    ask_needed,
-    ask_together,
-)
+from pni_tf.attacks.zoo.queries import Points, ask_each, ask_needed, ask_together
 from pni_tf.checks import check_choice, check_number
 
 
@@ -36,7 +29,7 @@ class _Progress(NamedTuple):
     loss: tf.Tensor  # That of the last look at the progress.
     active: tf.Tensor
     succeeded: tf.Tensor
-    best: Smallest
+    best: Best
     queries: tf.Tensor
 
 
@@ -169,85 +162,76 @@ class ZOO(Attack):
 
     def run(self, logits_fn, images, labels, *, towards=None, seed=None):
         images, goal = prepare(images, labels, towards)
+        judge = Judge(logits_fn, goal, self.confidence, self.agreement)
         grids = Grid.stages(images.shape, self.attack_size, len(self.upscale_at))
         seed = make_seed(seed)
 
-        def step(k, search, best, queries):
-            search = search.before(k, self.binary_search_steps)
-            end = self._descend(
-                logits_fn, goal, images, search.c, fold_in(seed, k), grids, best
-            )
-            return search.update(end.succeeded), end.best, queries + end.queries
+        def minimise(k, c, best):
+            end = self._descend(judge, images, c, fold_in(seed, k), grids, best)
+            return end.best, end.succeeded, end.queries, constant_count(images, 0)
 
-        search = BinarySearch.start(tf.shape(images)[0], self.initial_const)
-        none = constant_count(images, 0)
-        _, best, queries = repeat(
-            self.binary_search_steps, step, (search, Smallest.none(images), none)
+        return search_constants(
+            images, self.initial_const, self.binary_search_steps, minimise
         )
-        return Outcome(best.images, best.found, queries, none)
 
-    def _descend(self, logits_fn, goal, images, c, seed, grids, best):
+    def _descend(self, judge, images, c, seed, grids, best):
         """Minimises the loss for one constant of each image."""
         count = tf.shape(images)[0]
         space = SPACES[self.space].of(images)
         progress = _Progress(
             Modifier.start(tf.zeros((count, grids[0].count))),
             tf.fill([count], float("inf")),
-            ~(best.found & self.early_stop),
+            ~(best.fooled & self.early_stop),
             tf.fill([count], False),
             best,
             constant_count(images, 0),
         )
-        i, ends = tf.constant(0), (*self.upscale_at, self.iterations)
-        for stage, (grid, end) in enumerate(zip(grids, ends, strict=True)):
+        spans = itertools.pairwise((0, *self.upscale_at, self.iterations))
+        for stage, (grid, (begin, end)) in enumerate(zip(grids, spans, strict=True)):
             if stage:
                 value = grid.resample(progress.modifier.value, grids[stage - 1])
                 progress = progress._replace(modifier=Modifier.start(value))
-            number = min(self.coordinates, grid.count)
-            weigh = self.importance_sampling and stage > 0
 
-            def iterate(i, progress, grid=grid, number=number, weigh=weigh):
-                value = progress.modifier.value
-                weights = importance(grid, value) if weigh else None
+            def iterate(i, progress, grid=grid, begin=begin, stage=stage):
+                i += begin
+                weigh = self.importance_sampling and stage
                 # Drawn for the whole batch, so an image's do not depend on the others.
-                chosen = sample(fold_in(seed, i), count, grid, number, weights)
-                rows = rows_of(progress.active)
+                chosen = sample(
+                    fold_in(seed, i),
+                    count,
+                    grid,
+                    min(self.coordinates, grid.count),
+                    importance(grid, progress.modifier.value) if weigh else None,
+                )
+                rows = tf.where(progress.active)[:, 0]
                 own, constant, which, part = gather((space, c, chosen, progress), rows)
                 change = grid.upscale(part.modifier.value)
                 points = Points(own, change, grid, which, self.difference)
-                oracle = Oracle(logits_fn, self._verdict.judge, goal.take(rows))
-                part = self._iterate(oracle, points, constant, part, i)
-                return i + 1, scatter(progress, rows, part)
+                part = self._iterate(judge.take(rows), points, constant, part, i)
+                return (scatter(progress, rows, part),)
 
-            i, progress = tf.while_loop(
-                lambda i, progress, end=end: (i < end) & tf.reduce_any(progress.active),
+            (progress,) = repeat(
+                end - begin,
                 iterate,
-                (i, progress),
-                parallel_iterations=1,
+                (progress,),
+                lambda progress: tf.reduce_any(progress.active),
             )
         return progress
 
-    def _iterate(self, oracle, points, c, progress, i):
+    def _iterate(self, judge, points, c, progress, i):
         """Judges the points of the active images, then moves them."""
         if self.query_noise == "none":
-            answers = ask_needed(oracle, points, self.query_batch, self.confidence)
+            answers = ask_needed(judge, points, self.query_batch)
         elif self.query_noise == "shared":
-            answers = ask_together(oracle, points, self.query_batch)
+            answers = ask_together(judge, points, self.query_batch)
         else:
-            answers = ask_each(oracle, points)
+            answers = ask_each(judge, points)
         candidates = points.space.image(points.change)
         away = candidates - points.space.images
         distance = tf.reduce_sum(tf.square(away), (1, 2, 3))
-        draws = draws_of(oracle.logits_fn)
-        queries = progress.queries + answers.asked * draws
-        accepted = self._verdict.accepts(answers.fooled_share)
-        if draws > 1:
-            useful = (distance < progress.best.distance) | ~progress.succeeded
-            asked = accepted & useful
-            accepted = self._verdict.confirm(
-                oracle.logits_fn, oracle.goal, candidates, asked
-            )
-            queries += tf.where(asked, tf.constant(draws, tf.int64), 0)
+        useful = (-distance > progress.best.score) | ~progress.succeeded
+        accepted, asked = judge.accept(candidates, answers.fooled_share, useful)
+        asked += answers.asked * draws_of(judge.logits_fn)
 
         loss, last = distance + c * answers.loss, progress.loss
         look = i % self.patience == 0
@@ -257,8 +241,8 @@ class ZOO(Attack):
             tf.where(look, loss, last),
             ~stuck & ~(accepted & self.early_stop),
             progress.succeeded | accepted,
-            progress.best.update(candidates, accepted, distance),
-            queries,
+            progress.best.update(candidates, accepted, -distance),
+            progress.queries + asked,
         )
 
     def _move(self, modifier, c, answers, points):
@@ -280,7 +264,3 @@ class ZOO(Attack):
             curvature += c[:, None] * answers.curvature(self.difference)
             moved = modifier.newton(chosen, slope, curvature, self.learning_rate)
         return moved._replace(value=space.project(moved.value, grid))
-
-    @property
-    def _verdict(self):
-        return Verdict(self.confidence, self.agreement)

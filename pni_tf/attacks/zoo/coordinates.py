@@ -25,15 +25,10 @@ class Grid(NamedTuple):
 
     @classmethod
     def stages(cls, shape, size: int | None, doublings: int) -> list["Grid"]:
-        """Returns the grids of an attack that doubles its side some times.
+        """Returns a grid of side `size`, and `doublings` more, each of twice the side.
 
-        Args:
-            shape: Static shape `[N, H, W, C]` of the images; N may be unknown.
-            size: Side of the first grid; None makes one grid of all pixels.
-            doublings: Number of grids that follow, each of twice the side.
-
-        Raises:
-            ValueError: If the shape is not known, or the last grid exceeds the image.
+        A size of None makes one grid of all pixels. Of the shape `[N, H, W, C]` of the
+        images, only N may be unknown.
         """
         if shape.rank != 4 or None in shape[1:]:
             raise ValueError(
@@ -75,14 +70,10 @@ class Grid(NamedTuple):
         return tf.reshape(value, (-1, self.count))
 
     def offsets(self, coordinates: tf.Tensor) -> tf.Tensor:
-        """Returns how `upscale` changes when one coordinate grows by one.
+        """Returns how `upscale` changes when a coordinate grows by one.
 
-        Args:
-            coordinates: int32 `[M]`.
-
-        Returns:
-            Float32 `[M, H, W, C]`, without a matrix product: a GPU may round those to
-            ten bits.
+        From int32 `[M]` to float32 `[M, H, W, C]`, without a matrix product: a GPU may
+        round those to ten bits.
         """
         rows, columns = self._profiles()
         channels = self.image[2]
@@ -114,12 +105,13 @@ class Grid(NamedTuple):
 
     def _profiles(self):
         """Returns what a unit row and column become: `[height, H]`, `[width, W]`."""
-        return tuple(
-            tf.image.resize(tf.eye(size)[:, :, None, None], (side, 1))[:, :, 0, 0]
-            for size, side in zip(
-                (self.height, self.width), self.image[:2], strict=True
-            )
-        )
+
+        def profile(size, side):
+            units = tf.eye(size)[:, :, None, None]
+            return tf.image.resize(units, (side, 1))[:, :, 0, 0]
+
+        height, width, _ = self.image
+        return profile(self.height, height), profile(self.width, width)
 
 
 class Tanh(NamedTuple):
@@ -226,7 +218,7 @@ class Modifier(NamedTuple):
 
 
 def sample(seed, count: tf.Tensor, grid: Grid, number: int, weights=None):
-    """Draws distinct coordinates for each image.
+    """Draws distinct coordinates of each image, int32 `[count, number]`.
 
     Args:
         seed: Integer tensor `[2]`.
@@ -235,9 +227,6 @@ def sample(seed, count: tf.Tensor, grid: Grid, number: int, weights=None):
         number: Coordinates an image.
         weights: Float32 `[count, grid.count]`: chances of the coordinates, up to a
             factor; None makes them equal. Those of weight zero come last.
-
-    Returns:
-        int32 `[count, number]`.
     """
     # The largest of noisy keys are a draw without replacement (Gumbel's trick).
     keys = tf.random.stateless_uniform(
@@ -251,18 +240,12 @@ def sample(seed, count: tf.Tensor, grid: Grid, number: int, weights=None):
 def importance(grid: Grid, modifier: tf.Tensor) -> tf.Tensor:
     """Returns the weight of each coordinate: the largest change in its region.
 
-    Args:
-        grid: Where the coordinates lie.
-        modifier: Float32 `[N, grid.count]`.
-
-    Returns:
-        Float32 `[N, grid.count]`.
+    Modifiers and weights are float32 `[N, grid.count]`.
     """
     side = max(1, grid.height // _REGIONS), max(1, grid.width // _REGIONS)
     rest = -grid.height % side[0], -grid.width % side[1]
-    change = tf.pad(
-        tf.abs(grid.unflatten(modifier)), ((0, 0), (0, rest[0]), (0, rest[1]), (0, 0))
-    )
+    padding = ((0, 0), (0, rest[0]), (0, rest[1]), (0, 0))
+    change = tf.pad(tf.abs(grid.unflatten(modifier)), padding)
     largest = tf.nn.max_pool2d(change, side, side, "VALID")
     spread = tf.repeat(tf.repeat(largest, side[0], 1), side[1], 2)
     return tf.reshape(spread[:, : grid.height, : grid.width], (-1, grid.count))
