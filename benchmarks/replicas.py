@@ -32,7 +32,10 @@ OVERHEAD = (
     *("--dataset=cifar10", "--model=resnet20", "--train_examples=1536", "--epochs=2"),
     *("--drop_epochs=9", "--checkpoint_minutes=0"),
 )
-QUICK = ("--width=0.25", "--train_examples=256", "--test_examples=8", "--epochs=1")
+QUICK = (
+    *("--model=mnist_cnn", "--width=0.1", "--train_examples=256"),
+    *("--test_examples=8", "--epochs=1"),
+)
 DEVICES = {
     "one, without oneDNN": {"TF_ENABLE_ONEDNN_OPTS": "0"},
     "2 logical CPUs": {"devices": 2},

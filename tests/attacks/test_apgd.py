@@ -417,7 +417,9 @@ def test_traced_with_an_unknown_batch_size(attack):
 
 def test_graph_does_not_grow():
     def size(attack):
-        function = tf.function(lambda images: attack.perturb(curved, images, LABELS))
+        function = tf.function(
+            lambda images: attack.perturb(curved, images, LABELS), autograph=False
+        )
         graph = function.get_concrete_function(tf.TensorSpec(IMAGES.shape)).graph
         graph = graph.as_graph_def()
         return len(graph.node) + sum(len(f.node_def) for f in graph.library.function)

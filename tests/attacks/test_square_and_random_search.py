@@ -73,7 +73,9 @@ class Noisy:
 
 
 def traced(attack, logits_fn, images=IMAGES, labels=LABELS, **arguments):
-    run = tf.function(lambda: attack.run(logits_fn, images, labels, **arguments))
+    run = tf.function(
+        lambda: attack.run(logits_fn, images, labels, **arguments), autograph=False
+    )
     return run()
 
 
@@ -423,7 +425,9 @@ def test_seed_determines_the_search():
 )
 def test_graph_does_not_grow(small, large):
     def size(attack):
-        function = tf.function(lambda images: attack.perturb(curved, images, LABELS))
+        function = tf.function(
+            lambda images: attack.perturb(curved, images, LABELS), autograph=False
+        )
         graph = function.get_concrete_function(tf.TensorSpec((5, 4, 4, 1))).graph
         definition = graph.as_graph_def()
         functions = definition.library.function

@@ -63,9 +63,12 @@ def distances(images, originals=IMAGES):
 
 
 def attack(zoo, network, images=IMAGES, labels=None, *, eager=False, **options):
-    """Runs in a graph, as all long attacks should."""
+    """Runs in a graph, as all long attacks should.
+
+    As in all these tests without autograph, which has nothing to convert.
+    """
     labels = labels_of(network, images) if labels is None else labels
-    run = zoo.run if eager else tf.function(zoo.run)
+    run = zoo.run if eager else tf.function(zoo.run, autograph=False)
     return run(network, tf.constant(images), labels, **{"seed": SEED, **options})
 
 
@@ -391,7 +394,7 @@ def test_queries_are_counted_without_a_gradient(query_noise, draws):
         QUICK, query_noise=query_noise, iterations=12, learning_rate=0.1, patience=5
     )
     labels = labels_of(curved)
-    outcome = tf.function(zoo.run)(target, IMAGES, labels, seed=SEED)
+    outcome = tf.function(zoo.run, autograph=False)(target, IMAGES, labels, seed=SEED)
     assert outcome.queries.numpy().sum() == sum(network.rows)
     assert outcome.queries.dtype == outcome.gradients.dtype == tf.int64
     assert not outcome.gradients.numpy().any()
@@ -413,7 +416,7 @@ def test_what_is_known_is_not_asked():
     for how in ("shared", "none"):
         network = Counting(lambda images: 100 * curved(images))
         zoo = dataclasses.replace(QUICK, query_noise=how, **settings)
-        outcomes[how] = tf.function(zoo.run)(
+        outcomes[how] = tf.function(zoo.run, autograph=False)(
             network, IMAGES, labels_of(curved), seed=SEED
         )
         passes[how] = sum(network.rows)
@@ -429,7 +432,7 @@ def test_early_stop_leaves_an_image_at_its_first_success():
     for stops in (False, True):
         network = Counting(curved)
         zoo = dataclasses.replace(QUICK, early_stop=stops, learning_rate=0.02)
-        outcomes[stops] = tf.function(zoo.run)(
+        outcomes[stops] = tf.function(zoo.run, autograph=False)(
             network, IMAGES, labels_of(curved), seed=SEED
         )
         assert outcomes[stops].queries.numpy().sum() == sum(network.rows)
@@ -485,7 +488,7 @@ def test_each_image_stops_on_its_own():
     labels = labels_of(half_flat, images)
     zoo = dataclasses.replace(QUICK, binary_search_steps=1, learning_rate=1e-3)
     network = Counting(half_flat)
-    outcome = tf.function(zoo.run)(network, images, labels, seed=SEED)
+    outcome = tf.function(zoo.run, autograph=False)(network, images, labels, seed=SEED)
     np.testing.assert_array_equal(outcome.queries, [21 * 9, 60 * 9] * 2 + [21 * 9])
     assert network.rows == [5 * 9] * 21 + [2 * 9] * 39
 
@@ -540,7 +543,7 @@ def test_the_modifier_survives_upscaling():
     zoo = dataclasses.replace(
         QUICK, attack_size=2, upscale_at=(1,), iterations=2, binary_search_steps=1
     )
-    tf.function(zoo.run)(network, images, [0] * 3, seed=SEED)
+    tf.function(zoo.run, autograph=False)(network, images, [0] * 3, seed=SEED)
     first, second = (passed.reshape(3, 9, 8, 8, 1) for passed in network.passes)
     np.testing.assert_array_equal(first[:, 0], images)
     # One step of Adam moved all four coordinates by the learning rate.
@@ -565,7 +568,9 @@ def test_importance_moves_the_queries_to_what_changed(importance_sampling):
         difference=1e-2,  # rounding must not move what has no slope
         learning_rate=0.01,
     )
-    tf.function(zoo.run)(counting, images, np.zeros(2, "int32"), seed=SEED)
+    tf.function(zoo.run, autograph=False)(
+        counting, images, np.zeros(2, "int32"), seed=SEED
+    )
     shares = []
     for passes in (counting.passes[:40], counting.passes[40:]):
         rows = np.stack(passes).reshape(-1, 9, 16, 16)
@@ -729,7 +734,9 @@ def test_the_graph_does_not_grow():
         zoo = dataclasses.replace(
             QUICK, iterations=iterations, binary_search_steps=steps
         )
-        run = tf.function(lambda images: zoo.run(curved, images, [0] * 5, seed=SEED))
+        run = tf.function(
+            lambda images: zoo.run(curved, images, [0] * 5, seed=SEED), autograph=False
+        )
         graph = run.get_concrete_function(tf.constant(IMAGES)).graph.as_graph_def()
         return sum(len(f.node_def) for f in graph.library.function)
 
