@@ -91,7 +91,7 @@ def main():
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
-    options = common.parse(parser, kills=1, epochs=2)
+    options = common.parse(parser, kills=1, epochs=1)
     generator = random.Random(options.seed)
     # Metrics of an epoch are added up over the workers, in another order after a kill.
     tolerance = 0 if options.workers == 1 else 1e-6
