@@ -14,7 +14,7 @@ from pni_tf.checks import check_number
 from pni_tf.cli.flags import AttackSpec
 from pni_tf.distribution.workers import Workers
 from pni_tf.evaluation import Scenario, paper_suite, strong_suite, transfer_from
-from pni_tf.evaluation.suites import label
+from pni_tf.evaluation.suites import NOISE_FREE_TWIN, label, row_name
 from pni_tf.files import slug
 from pni_tf.settings.evaluation import Attacks
 from pni_tf.targets import Target, load_model, load_target
@@ -28,8 +28,8 @@ class Planner:
 
     chosen: Attacks
     specs: list[AttackSpec]  # Those of `--attacks`.
-    sources: dict[str, Target]  # To transfer from, by name.
-    digests: dict[str, str]  # Of the sources.
+    # What to transfer from, each with a digest of it, by name.
+    sources: dict[str, tuple[Target, str]]
     substitutes: "Substitutes"
     images: int  # Number of images that will be attacked.
 
@@ -61,6 +61,7 @@ class Planner:
         return scenarios
 
     def _suite(self, target, epsilon):
+        sources = {name: source for name, (source, _) in self.sources.items()}
         if self.chosen.suite == "paper":
             zoo = self.images <= _MOST_ZOO_IMAGES
             if not zoo:
@@ -68,14 +69,14 @@ class Planner:
                     "ZOO is left out: it takes about a million queries an image. With "
                     f"--examples={_MOST_ZOO_IMAGES}, as in the paper, it runs too"
                 )
-            return paper_suite(target, epsilon=epsilon, sources=self.sources, zoo=zoo)
+            return paper_suite(target, epsilon=epsilon, sources=sources, zoo=zoo)
         if self.chosen.suite == "strong":
             return strong_suite(
                 target,
                 epsilon=epsilon,
                 norm=self.chosen.norm,
                 expectation=max(self.chosen.expectation),
-                sources=self.sources,
+                sources=sources,
             )
         return []
 
@@ -94,10 +95,9 @@ class Planner:
                 channels=target.image_shape[-1],
             )
         rule = self.chosen.towards
-        name = label(attack) + (f" towards {rule.replace('_', ' ')}" if rule else "")
         return [
             Scenario(
-                name=name + (f" EOT-{draws}" if draws > 1 else ""),
+                name=row_name(label(attack), draws, rule),
                 attack=attack,
                 expectation=draws,
                 towards=rule,
@@ -117,16 +117,15 @@ class Planner:
             return [transfer_from("substitute", source, attack, version=version)]
         sources = self.sources
         if target.noise_free is not None:
-            sources = {"noise-free twin": target.noise_free, **sources}
+            twin = (target.noise_free, identity)
+            sources = {NOISE_FREE_TWIN: twin, **sources}
         if not sources and column.kind == "model":
             raise ValueError(
                 "transfer needs a model to transfer from: --transfer_from=MODEL"
             )
         return [
-            transfer_from(
-                name, source, attack, version=self.digests.get(name, identity)[:8]
-            )
-            for name, source in sources.items()
+            transfer_from(name, source, attack, version=version[:8])
+            for name, (source, version) in sources.items()
         ]
 
     def _attack(self, name, epsilon, settings, **facts):

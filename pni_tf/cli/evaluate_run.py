@@ -28,7 +28,7 @@ from pni_tf.evaluation.pictures import turned_around
 from pni_tf.evaluation.robustness import progress_bar
 from pni_tf.evaluation.store import examples_digest
 from pni_tf.files import slug
-from pni_tf.settings.evaluation import EvaluationRun
+from pni_tf.settings.evaluation import Analyses, Attacks, EvaluationRun, Scoring
 from pni_tf.targets import Target, load_target
 
 _TWIN = Column(kind="twin")
@@ -49,10 +49,10 @@ def evaluate(
     if attacks.suite == "paper" or "substitute" in {s.name for s in specs}:
         held_out_count = attacks.substitute_images
     images, labels, held_out, class_names = _data(settings.data, held_out_count)
-    sources = {path: load_target(path) for path in attacks.transfer_from or ()}
-    digests = {path: _digest(Path(path)) for path in sources}
+    paths = attacks.transfer_from or ()
+    sources = {path: (load_target(path), _digest(Path(path))) for path in paths}
     substitutes = Substitutes(output, scoring.seed, images, held_out, workers)
-    planner = Planner(attacks, specs, sources, digests, substitutes, len(images))
+    planner = Planner(attacks, specs, sources, substitutes, len(images))
     # All are made before the first is run, so that a bad setting shows at once.
     plans = {
         column: planner.scenarios(column, targets[column], identities[column])
@@ -63,7 +63,11 @@ def evaluate(
     if workers.is_chief:
         lock = files.lock(output, f"--output_dir={output}")
     with lock:
-        run = _Run(settings, targets, identities, images, labels, class_names, workers)
+        run = _Run(
+            settings.data.dataset,
+            *(attacks, analyses, scoring),
+            *(targets, identities, images, labels, class_names, workers),
+        )
         found = run.evaluation(str(model), plans)
         if workers.is_chief:
             found.substitutes = substitutes.facts
@@ -76,7 +80,10 @@ def evaluate(
 class _Run:
     """Evaluations of the same images that share their options."""
 
-    settings: EvaluationRun
+    dataset: str
+    attacks: Attacks
+    analyses: Analyses
+    scoring: Scoring
     targets: dict[Column, Target]
     identities: dict[Column, str]
     images: np.ndarray
@@ -86,7 +93,7 @@ class _Run:
 
     def evaluation(self, model, plans):
         """Does all that is planned."""
-        attacks, analyses = self.settings.attacks, self.settings.analyses
+        attacks, analyses = self.attacks, self.analyses
         columns = {}
         for column, plan in plans.items():
             results = evaluate_robustness(scenarios=plan, **self.arguments(column))
@@ -95,7 +102,7 @@ class _Run:
         expectation, first = max(attacks.expectation), next(iter(self.targets))
         found = report.Evaluation(
             model=model,
-            dataset=self.settings.data.dataset,
+            dataset=self.dataset,
             data={
                 "examples": len(self.images),
                 "sha256": examples_digest(self.images, self.labels),
@@ -134,7 +141,7 @@ class _Run:
                 results,
                 self.arguments(column)["store"],
                 count=analyses.pictures,
-                draws=self.settings.scoring.draws,
+                draws=self.scoring.draws,
                 epsilon=pgd.epsilon,
                 class_names=self.class_names,
             )
@@ -142,7 +149,7 @@ class _Run:
 
     def arguments(self, column, part="examples"):
         """Returns what the attacks on a column take, with a store for each part."""
-        identity, scoring = self.identities[column], self.settings.scoring
+        identity, scoring = self.identities[column], self.scoring
         if part == "checklist":  # It attacks the twin, too.
             identity = list(self.identities.values())
         folder = Path(scoring.output_dir, part, slug(column.name))

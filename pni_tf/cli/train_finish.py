@@ -32,28 +32,34 @@ def finish(
     if workers.is_chief and final.export:
         export_saved_model(load_model(directory.model), directory.saved_model)
     if final.evaluate:
-        targets = _targets(recipe, final, directory, workers.devices)
-        columns = _evaluate(recipe, final, directory, targets, dataset, workers)
+        noise, adversarial = recipe.network.noise_name, recipe.adversarial
+        targets = _targets(
+            noise, adversarial.adversarial, final, directory, workers.devices
+        )
+        seed, split = recipe.computation.seed, dataset.test
+        columns = _evaluate(
+            adversarial, seed, final, directory, targets, split, workers
+        )
     if workers.is_chief:
         figures = {}
         if recipe.network.noise == "pni" and recipe.network.has_noise:
-            figures["alphas"] = _alphas(directory)
+            figures["alphas"] = _alphas(directory.history)
             figures["alphas"].savefig(directory.path / "alphas.png", dpi=120)
         if final.evaluate:
-            epsilon, target = recipe.adversarial.epsilon, next(iter(targets.values()))
+            target, epsilon = next(iter(targets.values())), adversarial.epsilon
             title = f"{dataset.info.name}, {recipe.network.model}, ε = {epsilon:.3g}"
-            examples = _examples(recipe, target, dataset, title)
+            examples = _examples(adversarial, seed, target, dataset, title)
             figures["adversarial_examples"] = examples
-            _write(recipe, dataset, directory, columns, figures, title)
+            name, folder = dataset.info.name, directory.path
+            _write(recipe, name, folder, columns, figures, title)
             shutil.rmtree(directory.batches, ignore_errors=True)
         directory.finished.touch()
         print("\n" + _inventory(directory))
     workers.barrier()
 
 
-def _evaluate(recipe, final, directory, targets, dataset, workers):
+def _evaluate(attack, seed, final, directory, targets, test, workers):
     """Returns the standard table of some targets on the test images."""
-    attack = recipe.adversarial
     scenarios = standard_scenarios(
         epsilon=attack.epsilon,
         steps=final.eval_steps,
@@ -66,7 +72,7 @@ def _evaluate(recipe, final, directory, targets, dataset, workers):
         directory.undefended / "model.keras",
     ]
     identity = [files.file_digest(path) for path in models if path.exists()]
-    images, labels = dataset.test.images_float(), dataset.test.labels
+    images, labels = test.images_float(), test.labels
     return {
         column: evaluate_robustness(
             target,
@@ -74,7 +80,7 @@ def _evaluate(recipe, final, directory, targets, dataset, workers):
             labels[: final.eval_examples],
             scenarios,
             draws=final.eval_draws,
-            seed=recipe.computation.seed,
+            seed=seed,
             store=ResultStore(directory.batches / slug(column.name), identity),
             progress=progress_bar(column.name),
             workers=workers,
@@ -83,11 +89,10 @@ def _evaluate(recipe, final, directory, targets, dataset, workers):
     }
 
 
-def _targets(recipe, final, directory, devices):
+def _targets(noise, adversarial, final, directory, devices):
     target = load_target(directory.model, devices=devices)
-    noise, targets = recipe.network.noise_name, {}
+    targets = {}
     if target.noise_free is None:
-        adversarial = recipe.adversarial.adversarial
         name = "adversarial training" if adversarial else "no defence"
         targets[Column(kind="model", label=name)] = target
     else:
@@ -106,25 +111,25 @@ def _targets(recipe, final, directory, devices):
     return targets
 
 
-def _examples(recipe, target, dataset, title):
-    attack = training_attack(recipe.adversarial)
+def _examples(adversarial, seed, target, dataset, title):
+    attack = training_attack(adversarial)
     images = dataset.test.images_float()[:8]
     labels = dataset.test.labels[:8]
-    seed = tf.constant([recipe.computation.seed, 0], tf.int64)
-    adversarial = attack.perturb(target.logits, images, labels, seed=seed)
+    seed = tf.constant([seed, 0], tf.int64)
+    found = attack.perturb(target.logits, images, labels, seed=seed)
     return plots.plot_adversarial_examples(
         images,
-        adversarial.numpy(),
+        found.numpy(),
         labels,
-        target.predict(adversarial),
+        target.predict(found),
         epsilon=attack.epsilon,
         class_names=dataset.info.class_names,
         title=f"PGD-{attack.steps}, {title}",
     )
 
 
-def _alphas(directory):
-    rows = HistoryFile(directory.history).read()
+def _alphas(history):
+    rows = HistoryFile(history).read()
     values = {
         name.removeprefix("alpha/"): [float(row[name]) for row in rows]
         for name in rows[0]
@@ -133,21 +138,21 @@ def _alphas(directory):
     return plots.plot_alphas(values, title="Noise coefficient of each layer")
 
 
-def _write(recipe, dataset, directory, columns, figures, title):
+def _write(recipe, dataset, folder, columns, figures, title):
     """Writes the report of the run, and prints its table."""
-    model, name = recipe.network.model, dataset.info.name
+    model = recipe.network.model
     evaluation = report.Evaluation(
         model=model,
-        dataset=name,
+        dataset=dataset,
         columns=columns,
         epsilon=recipe.adversarial.epsilon,
         training_seed=recipe.computation.seed,
     )
     report.write(
-        directory.path,
+        folder,
         evaluation,
         title=title,
-        intro=f"{model} on {name}, trained with `--flagfile=flags.cfg`; see "
+        intro=f"{model} on {dataset}, trained with `--flagfile=flags.cfg`; see "
         "[flags.cfg](flags.cfg).",
         figures=figures,
     )

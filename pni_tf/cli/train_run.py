@@ -20,8 +20,10 @@ from pni_tf.training.assembly import assemble_trainer, training_attack
 from pni_tf.training.callbacks import (
     AdversarialImages,
     AlphaLogger,
+    Diverged,
     EpochTensorBoard,
     HistoryFile,
+    StopDivergence,
 )
 from pni_tf.training.checkpoints import Checkpoint
 
@@ -70,30 +72,39 @@ def train(
         callbacks = [
             # First, to keep the entries of AlphaLogger off the screen.
             keras.callbacks.ProgbarLogger(),
-            keras.callbacks.TerminateOnNaN(raise_error=True),
+            StopDivergence(),
             AlphaLogger(),
         ]
         if workers.is_chief:
+            tensorboard = storage.tensorboard
             callbacks += _writers(
-                recipe.adversarial, storage, directory, dataset, history, start
+                recipe.adversarial, tensorboard, directory, dataset, history, start
             )
-        _fit(recipe, directory, dataset, workers, trainer, checkpoint, callbacks)
+        _fit(
+            recipe.optimisation,
+            recipe.computation.seed,
+            dataset,
+            workers,
+            trainer,
+            checkpoint,
+            callbacks,
+        )
     workers.check_agreement(_states(trainer))
     if workers.is_chief:
         trainer.save(directory.model)
     workers.barrier()  # The others will look for the file.
 
 
-def _fit(recipe, directory, dataset, workers, trainer, checkpoint, callbacks):
+def _fit(chosen, seed, dataset, workers, trainer, checkpoint, callbacks):
     """Trains from the checkpoint on; raises a RuntimeError if that diverges."""
-    epochs, batch_size = recipe.optimisation.epochs, recipe.optimisation.batch_size
+    epochs, batch_size = chosen.epochs, chosen.batch_size
 
     def batches(position):
         return workers.distribute(
             training_batches(
                 dataset.train,
                 batch_size=batch_size,
-                seed=recipe.computation.seed,
+                seed=seed,
                 first_epoch=position.epoch,
                 first_step=position.step,
                 augment=dataset.info.augment,
@@ -123,13 +134,11 @@ def _fit(recipe, directory, dataset, workers, trainer, checkpoint, callbacks):
             )
         (epoch, _), *_ = workers.gather([*checkpoint.position()])  # The chief's.
         if epoch < epochs:  # It saves finite weights only.
-            raise RuntimeError("NaN or Inf weights after the last step.")
-    except RuntimeError as error:
-        if "NaN or Inf" not in str(error):  # Keras has no class for it.
-            raise
+            raise Diverged("NaN or Inf weights after the last step.")
+    except Diverged as error:
         kept = "No epoch was finished."
-        if directory.checkpoints.exists():
-            kept = f"The last good checkpoint is in {directory.checkpoints}."
+        if checkpoint.directory.exists():
+            kept = f"The last good checkpoint is in {checkpoint.directory}."
         raise RuntimeError(
             f"{error} {kept} Try a smaller --learning_rate, in a new --run_dir"
         ) from error
@@ -159,12 +168,12 @@ def _states(trainer):
     return [*trainer.weights, *trainer.optimizer.variables, *states]
 
 
-def _writers(adversarial, storage, directory, dataset, history, start):
+def _writers(adversarial, tensorboard, directory, dataset, history, start):
     """Returns the callbacks that write files, which are for the chief."""
     found = []
-    if storage.tensorboard:
+    if tensorboard:
         found.append(EpochTensorBoard(directory.tensorboard, write_graph=False))
-    if storage.tensorboard and adversarial.adversarial:
+    if tensorboard and adversarial.adversarial:
         images = AdversarialImages(
             dataset.test.images_float()[:8],
             dataset.test.labels[:8],

@@ -9,7 +9,7 @@ from pni_tf.evaluation.checklist_items import LEAST_DRAWS, Checklist
 from pni_tf.evaluation.curves import evaluate_curve
 from pni_tf.evaluation.results import Scenario, union
 from pni_tf.evaluation.robustness import evaluate_robustness
-from pni_tf.evaluation.suites import scenario_of
+from pni_tf.evaluation.suites import NOISE_FREE_TWIN, scenario_of
 from pni_tf.targets import Target
 
 
@@ -130,6 +130,6 @@ def _attacks(target, epsilon, steps, many_steps, queries):
         found["transfer"] = Transfer(
             attack=found["long"],
             source=target.noise_free,
-            source_name="noise-free twin",
+            source_name=NOISE_FREE_TWIN,
         )
     return found

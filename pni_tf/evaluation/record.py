@@ -133,7 +133,7 @@ def write_json(path: str | os.PathLike, found) -> None:
         "epsilon": found.epsilon,
         "training_seed": found.training_seed,
         "data": found.data,
-        "warnings": found.warnings.splitlines(),
+        "warnings": found.warnings,
         "substitutes": found.substitutes,
         "curves": {
             kind: {

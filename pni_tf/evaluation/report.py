@@ -62,8 +62,8 @@ class Evaluation:
         return round_radii(self.certificates) if self.certificates else []
 
     @property
-    def warnings(self) -> str:
-        """The warnings of all results, curves and checklist included, in lines."""
+    def warnings(self) -> list[str]:
+        """The warnings of all results, curves and checklist included."""
         every = [r for results in self.columns.values() for r in results]
         for lines in self.curves.values():
             every += [r for line in lines.values() for r in line.values()]
@@ -105,7 +105,7 @@ def write(
         parts.append(found.checklist.to_markdown())
     if found.certificates is not None:
         parts.append(format_certificates(found.certificates))
-    text = "\n\n".join(filter(None, [*parts, found.warnings]))
+    text = "\n\n".join(filter(None, [*parts, "\n".join(found.warnings)]))
     links = [f"![{name}]({name}.png)" for name in figures]
     whole = [f"# {title}", intro, text, format_settings(table), *links]
     files.write_text(directory / "report.md", "\n\n".join(filter(None, whole)) + "\n")
@@ -251,13 +251,13 @@ def format_settings(columns: Table) -> str:
     return "\n".join(f"- {', '.join(n)}: {line}" for line, n in lines.items())
 
 
-def format_warnings(results: Iterable[Result]) -> str:
+def format_warnings(results: Iterable[Result]) -> list[str]:
     """Returns a line for each warning, with the rows that it is about."""
     rows = {}
     for result in results:
         for warning in result.warnings:
             rows.setdefault(warning, {})[result.scenario.name] = None
-    return "\n".join(f"warning: {', '.join(n)}: {text}" for text, n in rows.items())
+    return [f"warning: {', '.join(n)}: {text}" for text, n in rows.items()]
 
 
 def _aligned(lines):

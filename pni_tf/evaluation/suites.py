@@ -12,6 +12,9 @@ from pni_tf.checks import check_number
 from pni_tf.evaluation.results import Scenario
 from pni_tf.targets import Target
 
+# A source of transfers. The seeds of draws follow from it: other words change numbers.
+NOISE_FREE_TWIN = "noise-free twin"
+
 # One name for each row, whatever the settings, so that columns can be compared.
 _STRONG = {
     "apgd-ce": "APGD-CE",
@@ -64,12 +67,8 @@ def standard_scenarios(
         )
         scenarios.append(Scenario(name=f"PGD-{count}", attack=attack))
     if expectation > 1 and steps:
-        last = scenarios[-1]
-        scenarios.append(
-            dataclasses.replace(
-                last, name=f"{last.name} EOT-{expectation}", expectation=expectation
-            )
-        )
+        last, name = scenarios[-1], row_name(scenarios[-1].name, expectation)
+        scenarios.append(dataclasses.replace(last, name=name, expectation=expectation))
     return scenarios
 
 
@@ -151,7 +150,7 @@ def strong_suite(
         scenarios.append(Scenario(name=_STRONG[name], attack=attack, expectation=draws))
     sources = dict(sources or {})
     if target.noise_free is not None:
-        sources = {"noise-free twin": target.noise_free, **sources}
+        sources = {NOISE_FREE_TWIN: target.noise_free, **sources}
     ascent = make_attack("apgd-ce", "reference", epsilon=epsilon, norm=norm)
     return scenarios + [
         transfer_from(name, source, ascent, draws) for name, source in sources.items()
@@ -168,10 +167,15 @@ def scenario_of(
 ) -> Scenario:
     """Returns a named scenario; a deterministic target gets no expectation."""
     draws = expectation if target.stochastic else 1
-    name = (name or label(attack)) + (f" EOT-{draws}" if draws > 1 else "")
+    name = row_name(name or label(attack), draws, towards)
+    return Scenario(name=name, attack=attack, expectation=draws, towards=towards)
+
+
+def row_name(name: str, expectation: int = 1, towards: str | None = None) -> str:
+    """Returns what tables call an attack, by its classes and its expectation."""
     if towards is not None:
         name += f" towards {towards.replace('_', ' ')}"
-    return Scenario(name=name, attack=attack, expectation=draws, towards=towards)
+    return name + (f" EOT-{expectation}" if expectation > 1 else "")
 
 
 def label(attack: Attack) -> str:

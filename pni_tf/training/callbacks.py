@@ -16,6 +16,23 @@ from pni_tf.noise.graph import noise_wrappers
 from pni_tf.noise.injection import alphas
 
 
+class Diverged(RuntimeError):
+    """The loss or a weight is NaN or infinite."""
+
+
+class StopDivergence(keras.callbacks.TerminateOnNaN):
+    """Raises a `Diverged` after a step whose loss is NaN or infinite."""
+
+    def __init__(self):
+        super().__init__(raise_error=True)
+
+    def on_batch_end(self, batch, logs=None):
+        try:
+            super().on_batch_end(batch, logs)
+        except RuntimeError as error:
+            raise Diverged(str(error)) from None
+
+
 class AlphaLogger(keras.callbacks.Callback):
     """Adds the mean magnitude of each layer's alpha to the logs of the epoch.
 

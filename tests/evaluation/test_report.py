@@ -220,8 +220,8 @@ def test_warnings_are_grouped_by_their_text():
         result([0], [[0]], name="PGD", warnings=("no gradient",)),
         result([0], [[0]], name="Square"),
     ]
-    assert report.format_warnings(rows).splitlines() == [
+    assert report.format_warnings(rows) == [
         "warning: clean, PGD: no gradient",
         "warning: PGD: too few steps",
     ]
-    assert report.format_warnings(rows[-1:]) == ""
+    assert report.format_warnings(rows[-1:]) == []

@@ -403,5 +403,5 @@ class TestNames:
             name="mine",
             towards="least_likely",
         )
-        assert row.name == "mine EOT-5 towards least likely"
+        assert row.name == "mine towards least likely EOT-5"
         assert row.towards == "least_likely"

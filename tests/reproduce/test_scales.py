@@ -40,17 +40,10 @@ def plan(targets, command, monkeypatch, tmp_path):
             analyses = dataclasses.replace(settings.analyses, certify=False)
             loaded, identities = evaluate_run._load(model, analyses, ())
             sources = {
-                path: targets[networks[Path(path)].random]
+                path: (targets[networks[Path(path)].random], "digest")
                 for path in settings.attacks.transfer_from or ()
             }
-            planner = Planner(
-                settings.attacks,
-                specs,
-                sources,
-                dict.fromkeys(sources, "digest"),
-                None,
-                1,
-            )
+            planner = Planner(settings.attacks, specs, sources, None, 1)
             for column in evaluate_run._chosen(analyses.columns, loaded):
                 rows = planner.scenarios(column, loaded[column], identities[column])
                 found[column.kind] = [
