@@ -17,6 +17,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from forked_commands import Command
 from keras import layers
 
 from pni_tf import inject_pixeldp, inject_pni, inject_rse, load_target, strip_noise
@@ -114,6 +115,13 @@ def run(*argv, cwd=None, **environment):
     )
 
 
+def fork(*argv, cwd=ROOT):
+    """Runs a script in a new process that has TensorFlow and Keras, and no more."""
+    process = Command(*argv, folder=cwd, environment=os.environ)
+    _, stderr = process.communicate(timeout=300)
+    return SimpleNamespace(returncode=process.returncode, stderr=stderr)
+
+
 @pytest.fixture(scope="module")
 def processes(tmp_path_factory):
     """Starts all processes, two at a time; returns what waits for their results."""
@@ -129,9 +137,11 @@ def processes(tmp_path_factory):
         draws[name] = model(IMAGES).numpy()
     shutil.copytree(V01 / "run", folder / "run")
 
-    def start(name, script, imports=""):
-        result = folder / f"{name}.npz"
-        ended = run("-c", START % imports + script, folder, result)
+    def start(name, script, order):
+        result, program = folder / f"{name}.npz", folder / f"{name}.py"
+        program.write_text(START % ORDERS[order] + script)
+        begin = fork if order == "last" else run
+        ended = begin(program, folder, result)
         assert not ended.returncode, ended.stderr
         return dict(np.load(result))
 
@@ -142,12 +152,12 @@ def processes(tmp_path_factory):
             clean=clean,
             draws=draws,
             loads={
-                load: pool.submit(start, i, SCRIPTS[load[0]], ORDERS[load[1]])
+                load: pool.submit(start, i, SCRIPTS[load[0]], load[1])
                 for i, load in enumerate(LOADS)
             },
-            export=pool.submit(start, "exports", EXPORT),
+            export=pool.submit(start, "exports", EXPORT, "last"),
             train=pool.submit(
-                run, ROOT / "bin" / "train", "--flagfile=run/flags.cfg", cwd=folder
+                fork, ROOT / "bin" / "train", "--flagfile=run/flags.cfg", cwd=folder
             ),
         )
 
