@@ -3,14 +3,14 @@
 import contextlib
 import dataclasses
 import json
+import os
 import shutil
-import subprocess
-import sys
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from forked_commands import Command
 from keras import layers
 
 from pni_tf import FGSM, PGD, RandomSearch, evaluate_robustness, inject_pni, load_target
@@ -170,10 +170,12 @@ class TestContinued:
 
     def test_in_another_process(self, expected, tmp_path):
         noisy_model().save(tmp_path / "model.keras")
-        process = subprocess.run(
-            [sys.executable, "-c", DIES, str(tmp_path)], capture_output=True, text=True
+        (tmp_path / "dies.py").write_text(DIES)
+        process = Command(
+            *(tmp_path / "dies.py", tmp_path), folder=tmp_path, environment=os.environ
         )
-        assert process.returncode == 9, process.stderr
+        _, err = process.communicate(timeout=300)
+        assert process.returncode == 9, err
         store = ResultStore(tmp_path / "store", "model")
         finished = sorted(path.name for path in store.directory.rglob("*.npz"))
         assert finished == ["0.npz", "clean.npz"]
