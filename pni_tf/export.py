@@ -38,7 +38,7 @@ def export_saved_model(model: keras.Model, directory: str | os.PathLike) -> None
     Example:
 
     >>> export_saved_model(model, "saved_model")
-    >>> loaded = tf.saved_model.load("saved_model")  # to be kept: it has the variables
+    >>> loaded = tf.saved_model.load("saved_model")  # Keep it: it has the variables.
     >>> logits = loaded.serve(images)
     """
     check_logits(model)

@@ -47,7 +47,7 @@ def run_checklist(
         many_steps: Steps of the longer PGD and of APGD.
         queries: Queries of Square and of random search.
         draws: Draws that score each image.
-        **options: `batch_size`, `seed`, `store` and `progress` of
+        **options: `batch_size`, `seed`, `store`, `workers` and `progress` of
             `evaluate_robustness`.
 
     Returns:

@@ -344,7 +344,7 @@ GOOD = np.full((3, 4, 4, 1), 0.5, "float32"), np.array([0, 1, 0])
         (GOOD[0], GOOD[1].astype("float32"), "`labels` must be integers.*float32"),
         (GOOD[0], GOOD[1].astype("m8[s]"), "`labels` must be integers.*timedelta"),
         (GOOD[0], np.eye(2)[GOOD[1]], r"`labels` .*\(3, 2\).*argmax"),
-        (GOOD[0], GOOD[1][:2], "`labels` must be as many as the 3 images"),
+        (GOOD[0], GOOD[1][:2], "`labels` must have one entry for each of the 3 images"),
         (GOOD[0], GOOD[1] - 1, "`labels` must be in 0..K - 1.*-1 to 0"),
         (GOOD[0], GOOD[1] + 1, r"`labels` must be in 0..1.*1 to 2"),
         (GOOD[0], [[0], [1, 2]], "`labels` is not an array"),

@@ -387,7 +387,7 @@ class TestResuming:
             code, _, err = found[name]
             assert code == status, err
             assert "Traceback" not in err
-            said = "Interrupted. The same command goes on." in err
+            said = "Interrupted. Run the same command again to continue." in err
             assert said is (name != "kill")
 
     def test_goes_on_where_it_stopped(self, jobs):
@@ -481,7 +481,7 @@ class TestDevices:
         found = jobs["workers"].result()
         (chief, worker) = found["SIGTERM"]  # which one of them got
         assert (chief[0], worker[0]) == (143, 143)
-        assert "The same command goes on" in chief[2]
+        assert "Run the same command again to continue" in chief[2]
         (chief, worker) = found["SIGKILL"]
         assert (chief[0], worker[0]) == (75, -signal.SIGKILL)
         # TensorFlow reports the broken connection before.
@@ -570,7 +570,7 @@ class TestAttacks:
         found = jobs["attacked"].result()
         for name, status in (("SIGINT", 130), ("SIGTERM", 143)):
             assert found[name][0] == status
-            assert found[name][2] == "\nInterrupted. The same command goes on.\n"
+            assert found[name][2] == "\nInterrupted. Run the same command again to continue.\n"
         for name in ("whole", "parts"):
             assert (found[name][0], found[name][2]) == (0, "")
         # What had been finished was not done again.

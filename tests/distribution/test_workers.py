@@ -293,7 +293,7 @@ def test_a_worker_that_dies_while_they_connect_is_named_in_time(tmp_path):
 def test_missing_accelerators():
     with pytest.raises(ValueError, match="No TPU 'local' can be used"):
         connect(TrainingDevices(strategy="tpu"))
-    with pytest.raises(ValueError, match="--strategy must be from"):
+    with pytest.raises(ValueError, match="--strategy must be one of: none, mirrored"):
         connect(TrainingDevices(strategy="mirror"))
 
 
