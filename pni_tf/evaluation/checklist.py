@@ -39,8 +39,8 @@ def run_checklist(
         images: Float32 `[N, H, W, C]` in `[0, 1]`.
         labels: Integers `[N]`.
         epsilon: Radius of the Linf ball.
-        expectation: Draws of the expectation over noise; the curve over draws goes on
-            to 2.5 times as many.
+        expectation: Draws of the expectation over noise; the curve over draws
+            continues to 2.5 times as many.
         twin: The deterministic network of equal cost that was trained adversarially
             without noise, if there is one.
         steps: Steps of PGD.

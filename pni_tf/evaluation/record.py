@@ -37,7 +37,7 @@ _CSV_COLUMNS = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Column:
-    """A network of the table, and what it is beside the others.
+    """A network of the table, and its role among the others.
 
     Args:
         kind: `"model"` (without noise to turn off), `"noise_on"`, `"noise_off"`,

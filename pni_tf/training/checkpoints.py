@@ -203,7 +203,7 @@ class Checkpoint(keras.callbacks.Callback):
         if not self._restored and self._existing():
             raise ValueError(
                 f"{self.directory} has checkpoints of an earlier training: call "
-                "`restore` first, which goes on with it, or use another folder"
+                "`restore` first, which continues it, or use another folder"
             )
         self._restored = True
         if self.workers.is_chief:
@@ -246,7 +246,7 @@ class Checkpoint(keras.callbacks.Callback):
 
     def _end_if_asked(self):
         if self._any(self._stop is not None):
-            # Who leaves first may take the others down before the chief has written.
+            # The first to leave may take the others down before the chief has written.
             self.workers.barrier()
             raise KeyboardInterrupt((self._stop or signal.SIGTERM).name)
 

@@ -570,7 +570,10 @@ class TestAttacks:
         found = jobs["attacked"].result()
         for name, status in (("SIGINT", 130), ("SIGTERM", 143)):
             assert found[name][0] == status
-            assert found[name][2] == "\nInterrupted. Run the same command again to continue.\n"
+            assert (
+                found[name][2]
+                == "\nInterrupted. Run the same command again to continue.\n"
+            )
         for name in ("whole", "parts"):
             assert (found[name][0], found[name][2]) == (0, "")
         # What had been finished was not done again.
