@@ -260,7 +260,7 @@ class TestRunDirectory:
             other.stdout.readline()
             argv = ["--run_dir=run", "--seed=9"]
             assert_refused(command(train, *argv), "--run_dir=run is in use")
-            other.kill()  # a process that was killed holds nothing
+            other.kill()  # A process that was killed holds nothing.
         assert "--seed=9" not in (folder / "run" / "flags.cfg").read_text()
         assert_refused(command(train, *argv), "stopped here")
 

@@ -109,7 +109,7 @@ def test_a_run_directory_that_is_deleted_ends_the_run(tmp_path):
     assert "error: cannot write" in err
     assert "No such file or directory" in err
     assert len(err.splitlines()) == 1
-    assert not run_dir.exists()  # and no half of it
+    assert not run_dir.exists()  # Not even a part of it is left.
     # What was there still goes on.
     status, _, err = train(tmp_path / "moved")
     assert (status, err) == (0, "")

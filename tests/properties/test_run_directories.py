@@ -43,7 +43,7 @@ def check_going_on(first, second):
         folder = Path(scratch)
         ours = begin(folder, first).values
         theirs = begin(folder, second, run_dir="another").values
-        (folder / "run" / "checkpoints").mkdir()  # so there is something to lose
+        (folder / "run" / "checkpoints").mkdir()  # Now there is something to lose.
         before = contents(folder)
         answer = begin(folder, second)
         differing = {n for n in FLAGS["train"] if ours[n] != theirs[n]} - FREE

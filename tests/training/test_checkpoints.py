@@ -261,7 +261,7 @@ def test_error_when_all_checkpoints_are_damaged(two_checkpoints):
     message = "All checkpoints are damaged.*epoch-00002-.*epoch-00001"
     with pytest.raises(ValueError, match=message):
         checkpoint.restore(trainer_of())
-    assert len(paths(checkpoint)) == 2  # nothing is removed
+    assert len(paths(checkpoint)) == 2  # Nothing is removed.
 
 
 def test_a_checkpoint_that_cannot_be_read_just_now_is_kept(
@@ -392,7 +392,7 @@ def test_interruption_while_writing_leaves_the_earlier_files(
 
     monkeypatch.setattr(np, "savez", dies)
     kind = type(error) if isinstance(error, OSError) else error
-    for epoch in (1, 2):  # once where a file of the epoch exists, once where not
+    for epoch in (1, 2):  # A file exists for the first only.
         with pytest.raises(kind, match="cannot write.*No space left|^$"):
             checkpoint.on_epoch_end(epoch, {"loss": 1.0})
         assert files_in(checkpoint.directory) == before
@@ -450,7 +450,7 @@ def test_what_is_not_finite_is_not_saved(tmp_path, what, value):
     checkpoint = Checkpoint(tmp_path)
     checkpoint.set_model(trainer)
     checkpoint.on_train_begin()
-    logs = {"loss": 0.5, "adversarial_loss": np.nan}  # the latter in epochs of delay
+    logs = {"loss": 0.5, "adversarial_loss": np.nan}  # It is NaN in epochs of delay.
     checkpoint.on_epoch_end(0, logs)
     if what == "loss":
         logs["loss"] = value
