@@ -1,4 +1,4 @@
-"""An evaluation that is interrupted goes on, and gives what it would have given."""
+"""An interrupted evaluation can be continued, and gives what it would have given."""
 
 import contextlib
 import dataclasses

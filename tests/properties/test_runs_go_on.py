@@ -1,4 +1,4 @@
-"""After an accident to its files a run goes on to the same numbers, or is refused."""
+"""After an accident to its files a run continues to the same numbers, or is refused."""
 
 import csv
 import hashlib
