@@ -50,7 +50,7 @@ setup(
         "tensorboard>=2.20",  # no longer a dependency of TensorFlow
         "tensorflow>=2.21,<2.22",
         "tensorflow-datasets>=4.9.9",
-        "importlib_resources>=6",  # which tensorflow-datasets imports undeclared
+        "importlib_resources>=6",  # TensorFlow Datasets imports it undeclared.
         "tqdm>=4.66",
     ],
     extras_require={

@@ -66,10 +66,10 @@ def row_of(name, peer, attack, theirs, options, victim):
     beaten, lengths, largest, same = [], [], [0.0, 0.0], []
     bounded, ours = not name.startswith("C&W"), peers.Ours(attack, victim)
     seeds = range(options.seed, options.seed + options.seeds)
-    for seed in seeds if bounded else seeds[:1]:  # C&W draws nothing
+    for seed in seeds if bounded else seeds[:1]:  # C&W draws nothing.
         found = [run(victim.images, victim.labels, seed) for run in (ours, theirs)]
         fooled = [victim.fooled(x) for x in found]
-        if not bounded:  # without a bound, an image that is wrong already counts
+        if not bounded:  # Unbounded, images that are wrong already count.
             moved = [victim.l2(x) > 1e-6 for x in found]
             fooled = [a & b for a, b in zip(fooled, moved, strict=True)]
         beaten.append([100 * np.mean(x) for x in fooled])

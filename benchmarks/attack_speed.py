@@ -102,7 +102,7 @@ def rows_of(kind, options, victim):
             space="box",
             initial_const=1.0,
             binary_search_steps=1,
-            patience=max(1, options.zoo_iterations // 10),  # ART's
+            patience=max(1, options.zoo_iterations // 10),  # It is ART's default.
             query_noise="none",
         )
         print(f"\n{zoo}")
@@ -174,7 +174,8 @@ def signs(row, victim):
     change = victim.change(row.found[-1])
     up, down = np.sum(change > 1e-6), np.sum(change < -1e-6)
     share = 100 * up / max(up + down, 1)
-    each = row.run.queries / ((row.limit - 1) % row.size + 1)  # of the last batch
+    # The attack counts the queries of its last batch.
+    each = row.run.queries / ((row.limit - 1) % row.size + 1)
     rate = 1e6 * row.seconds[-1] / each / len(victim.images)
     return (
         f"of the pixels changed {share:.1f} % rose, {100 - share:.1f} % fell; "

@@ -22,7 +22,7 @@ from pni_tf.evaluation import Scenario
 
 EPSILON = 8 / 255
 DRAWS = 10
-SCORING = 6 * DRAWS  # of them five sixths for the choice of the worst case
+SCORING = 6 * DRAWS  # Five sixths of them choose the worst case.
 
 
 def main():

@@ -31,7 +31,7 @@ def main():
     for augment in (False, True):
         stream = training_batches(split, batch_size=size, seed=0, augment=augment)
         batches = iter(stream)
-        list(itertools.islice(batches, 20))  # the prefetched ones come for nothing
+        list(itertools.islice(batches, 20))  # The prefetched ones come for nothing.
         rest = itertools.islice(batches, options.batches)
         seconds = common.seconds_of(lambda rest=rest: list(rest)) / options.batches
         print(

@@ -43,11 +43,11 @@ def kill(processes, run_dir, generator, while_writing, seconds):
     scratch = run_dir / "checkpoints" / "unfinished.newest.npz"
 
     def being_written():
-        with contextlib.suppress(FileNotFoundError):  # an earlier kill leaves one too
+        with contextlib.suppress(FileNotFoundError):  # An earlier kill leaves one, too.
             return scratch.stat().st_mtime > begin
 
     while while_writing and processes[victim].poll() is None:
-        if being_written():  # no sleep: it is there for milliseconds
+        if being_written():  # It is there for milliseconds, so do not sleep.
             break
     if processes[victim].poll() is not None:
         return False
@@ -61,7 +61,7 @@ def kill(processes, run_dir, generator, while_writing, seconds):
         f"others ended with {list(others.values())}; newest {done[-1:]}",
         flush=True,
     )
-    for index, status in others.items():  # also if it had not met the victim yet
+    for index, status in others.items():  # Even if it had not met the victim yet.
         log = common.log_of(run_dir, index).read_text()
         assert status == 75, f"worker {index} ended with {status}:\n{log[-3000:]}"
     return True
@@ -70,7 +70,7 @@ def kill(processes, run_dir, generator, while_writing, seconds):
 def compare(expected, found, tolerance):
     """Returns what differs between two finished runs."""
     newest = [common.checkpoints(run)[-1] for run in (expected, found)]
-    names = [path.name.rpartition("-")[0] for path in newest]  # without the digest
+    names = [path.name.rpartition("-")[0] for path in newest]  # This drops the digest.
     if names[0] != names[1]:
         return [f"checkpoints {names}"]
     ours, theirs = map(common.checkpoint_variables, newest)

@@ -2,7 +2,7 @@
 
 from types import SimpleNamespace
 
-import common  # first: it makes TensorFlow quiet
+import common  # It comes first and makes TensorFlow quiet.
 import foolbox as fb
 import numpy as np
 import tensorflow as tf
@@ -176,7 +176,7 @@ def art_attack(name, network, victim, **settings):
     def run(images, labels, seed):
         np.random.seed(seed)
         run.queries = 0
-        if name != "ZooAttack":  # which needs batches of one
+        if name != "ZooAttack":  # That needs batches of one.
             attack.set_params(batch_size=len(images))
         return attack.generate(images, labels)
 

@@ -85,7 +85,8 @@ def overhead(folder):
         for workers, cores in ((1, ["0,1"]), (2, ["0", "1"])):
             run_dir = folder / f"{turn}-{workers}"
             _, rows = train(run_dir, OVERHEAD, workers=workers, cores=cores)
-            seconds.append(rows[-1]["seconds"])  # the first epoch is traced
+            # The first epoch includes the tracing of the graphs.
+            seconds.append(rows[-1]["seconds"])
         ratios.append(seconds[1] / seconds[0])
         print(f"{seconds[0]:.2f} s, two workers {seconds[1]:.2f} s", flush=True)
     print(f"two workers take {common.spread(ratios)} times as long")

@@ -39,7 +39,7 @@ class Worker:
             1, multiprocessing.get_context("spawn"), _make, (name, options)
         )
         self.first_step = self._ask(_time_step)
-        self.step()  # PyTorch compiles some graphs in the second
+        self.step()  # PyTorch compiles some graphs in the second step.
 
     def __enter__(self):
         return self

@@ -36,8 +36,9 @@ def main():
     args = digits_data.options(__doc__.splitlines()[0])
     images, labels = digits_data.test_set(args.examples)
     loaded = tf.saved_model.load(args.saved_model)
-    np.random.seed(0)  # of the random starts
-    loaded.reseed(0)  # for a table that repeats; without it the noise is new each time
+    # The random starts and the noise repeat; without this they are new each time.
+    np.random.seed(0)
+    loaded.reseed(0)
 
     found, claims = {}, {}
     for name, draws, steps in (
@@ -51,7 +52,7 @@ def main():
             eps=args.epsilon,
             eps_step=2.5 * args.epsilon / args.steps,
             max_iter=steps,
-            num_random_init=1,  # a random start
+            num_random_init=1,
             batch_size=len(images),
             verbose=False,
         )

@@ -22,8 +22,9 @@ def main():
     args = digits_data.options(__doc__.splitlines()[0])
     images, labels = map(tf.constant, digits_data.test_set(args.examples))
     loaded = tf.saved_model.load(args.saved_model)
-    tf.random.set_seed(0)  # of the random starts
-    loaded.reseed(0)  # for a table that repeats; without it the noise is new each time
+    # The random starts and the noise repeat; without this they are new each time.
+    tf.random.set_seed(0)
+    loaded.reseed(0)
 
     one_draw = fb.TensorFlowModel(loaded.serve, bounds=(0, 1))
     mean = fb.models.ExpectationOverTransformationWrapper(one_draw, args.draws)

@@ -80,7 +80,7 @@ def validate_labels(
         )
     if num_examples is not None and len(labels) != num_examples:
         raise ValueError(
-            f"`{name}` must be as many as the {num_examples} images. "
+            f"`{name}` must have one entry for each of the {num_examples} images. "
             f"Received: len({name})={len(labels)}"
         )
     if labels.dtype.kind not in "iu":  # NumPy calls durations integers too.

@@ -33,12 +33,12 @@ def export_saved_model(model: keras.Model, directory: str | os.PathLike) -> None
 
     Raises:
         ValueError: If the model returns probabilities, or the directory holds
-            something else than a SavedModel.
+            something other than a SavedModel.
 
     Example:
 
     >>> export_saved_model(model, "saved_model")
-    >>> loaded = tf.saved_model.load("saved_model")  # to be kept: it has the variables
+    >>> loaded = tf.saved_model.load("saved_model")  # Keep it: it has the variables.
     >>> logits = loaded.serve(images)
     """
     check_logits(model)
@@ -96,7 +96,7 @@ def export_saved_model(model: keras.Model, directory: str | os.PathLike) -> None
         reseed: [tf.TensorSpec([], tf.int64, name="seed")],
     }.items():
         archive.add_endpoint(endpoint.__name__, endpoint, input_signature=signature)
-    # Written aside and moved, so that an interruption leaves no half of a model.
+    # Written aside and moved, so that an interruption leaves no half-written model.
     directory.parent.mkdir(parents=True, exist_ok=True)
     scratch = directory.with_name(f"unfinished.{directory.name}")
     try:

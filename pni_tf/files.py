@@ -23,7 +23,7 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
 
     Args:
         path: The file. Its folder must exist: a run directory that somebody deletes
-            while the run goes on is not made again, without the rest of its files.
+            while the run continues is not made again, without the rest of its files.
 
     Raises:
         OSError: If it cannot be written; the message says what to do.

@@ -37,7 +37,7 @@ class Target:
         warnings: What the probe found that makes attacks on it misleading.
         gradient: What it found of the gradient, in numbers; None if it did not look.
         probabilities: Whether the outputs look like probabilities, not logits.
-        labels_only: Whether the logits are but the one-hot predicted label.
+        labels_only: Whether the logits are only the one-hot predicted label.
         reseed: Callable from an integer that makes the following draws repeatable, or
             None.
         draws: Draws of the noise in one call: more than 1 for an ensemble.
@@ -128,7 +128,7 @@ class Target:
     def frozen(self, seed: int = 0) -> "Target":
         """Returns the deterministic target that repeats one draw of the noise.
 
-        Attacks that fail even here are defeated by something else than randomness. A
+        Attacks that fail even here are defeated by something other than randomness. A
         target that cannot be reseeded raises a ValueError.
         """
         if self.reseed is None:
@@ -196,7 +196,7 @@ def load_target(
         if not path.exists():
             raise FileNotFoundError(
                 "Expected a `.keras` file, a SavedModel directory or a run directory. "
-                f"Nothing lies at {str(path)!r}"
+                f"There is nothing at {str(path)!r}"
             )
         if (path / "model.keras").exists():
             path = path / "model.keras"

@@ -58,7 +58,7 @@ def keep(root: Path, top: Path = ROOT) -> Path:
         shutil.copyfile(path, copy)
     taken = {}
     for job in done:
-        if job["seconds"] >= 1:  # else it was there already
+        if job["seconds"] >= 1:  # Otherwise it was there already.
             taken.setdefault(job["key"], []).append(job["seconds"])
     path = top / "pni_tf" / "reproduce" / "costs.json"
     costs = json.loads(path.read_text("utf-8"))

@@ -63,7 +63,10 @@ class TestValidateLabels:
             (np.array([True, False]), "must be integers.*bool"),
             (np.array([0, 10]), r"in 0..9. Received: values from 0 to 10"),
             (np.array([-1, 3]), r"in 0..9. Received: values from -1 to 3"),
-            (np.array([1, 2, 3]), r"as many as the 2 images.*len\(labels\)=3"),
+            (
+                np.array([1, 2, 3]),
+                r"one entry for each of the 2 images.*len\(labels\)=3",
+            ),
         ],
     )
     def test_bad_labels(self, labels, message):

@@ -139,7 +139,7 @@ def public_names():
 def test_what_users_are_told_of_can_be_imported_from_pni_tf(page):
     code = re.findall(r"`([^`]+)`", prose_of(page)) + programs_of(page)
     named = set(re.findall(r"(?<!import )\bpni_tf\.(\w+)", "\n".join(code)))
-    if page.stem != "architecture":  # which is for those who change the code
+    if page.stem != "architecture":  # That page is for those who change the code.
         words = set(re.findall(r"(?<![-./\w])\w+(?![./\w])", "\n".join(code)))
         named |= {w for w in words & public_names() if "_" in w or w[0].isupper()}
     assert named <= {*pni_tf.__all__}
@@ -191,10 +191,11 @@ def test_experiments_are_those_of_the_configs():
     rows = dict(re.findall(r"^\| `([\w.]+)` \| (.*) \|$", text, re.M))
     for config in sorted((ROOT / "configs").glob("*.cfg")):
         header = re.match(r"(#.*\n)+", text_of(config))[0]
-        if "#   bin/train" not in header:  # the others include it
+        if "#   bin/train" not in header:  # The others include it.
             assert f"`{config.name}`" in text
             continue
         _, cost, expected = rows.pop(config.stem).split(" | ")
         for number in re.findall(r"(?<![-\w])[\d.]*\d(?!\w)", f"{cost} {expected}"):
             assert re.search(rf"(?<![\d.]){number}(?!\.?\d)", header), number
-    assert set(rows) <= {"digits", "cpu", "paper"}  # the scales of bin/reproduce
+    # These are the scales of bin/reproduce.
+    assert set(rows) <= {"digits", "cpu", "paper"}

@@ -31,7 +31,7 @@ STRANGER = """
 import sys
 
 STRANGERS = ("keras", "tf_keras", "pni_tf")
-for name in STRANGERS:  # importing TensorFlow would import Keras, if it were there
+for name in STRANGERS:  # TensorFlow would import Keras, if it were there.
     sys.modules[name] = None
 
 import numpy as np
@@ -263,7 +263,7 @@ class TestInAnotherProcess:
         )
         assert np.abs(expected).max() > 0.01
         np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5)
-        for one, other in itertools.pairwise(found):  # a draw for each
+        for one, other in itertools.pairwise(found):  # Each has its own draw.
             assert np.abs(one - other).max() > 1e-4
 
     @pytest.mark.parametrize("name", [*NOISY, "none"])
@@ -471,7 +471,7 @@ class TestLoadTarget:
             models["none"].export(tmp_path, verbose=False)
             expected = models["none"](random_images())
         target = load_target(tmp_path)
-        gc.collect()  # the variables must outlive the function that loaded them
+        gc.collect()  # The variables must outlive their loader.
         np.testing.assert_allclose(
             target.logits(tf.constant(random_images())), expected, rtol=1e-4, atol=1e-5
         )

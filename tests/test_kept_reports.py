@@ -113,7 +113,7 @@ def test_estimates_of_time_are_from_the_reports(name):
     file = importlib.resources.files("pni_tf.reproduce") / "costs.json"
     costs, found = json.loads(file.read_text())[name], {}
     for job in content_of(name)["jobs"]:
-        if job["done"] and job["seconds"] >= 1:  # else it was there already
+        if job["done"] and job["seconds"] >= 1:  # Otherwise it was there already.
             found.setdefault(job["key"], []).append(job["seconds"])
     means = {key: round(statistics.mean(taken), 1) for key, taken in found.items()}
     assert costs == means

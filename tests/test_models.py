@@ -42,7 +42,7 @@ class NumpyNetwork:
     def conv(self, x, name, strides=1):
         kernel = self.layers[name].kernel.numpy().astype(np.float64)
         size = kernel.shape[0]
-        margin = (size // 2, size // 2)  # torch's padding=1 for a 3x3 kernel
+        margin = (size // 2, size // 2)  # For a 3x3 kernel, this is torch's padding=1.
         x = np.pad(x, [(0, 0), margin, margin, (0, 0)])
         windows = np.lib.stride_tricks.sliding_window_view(x, (size, size), (1, 2))
         windows = windows[:, ::strides, ::strides]  # [N, H, W, C, kh, kw]

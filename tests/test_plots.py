@@ -36,7 +36,7 @@ def test_alphas(tmp_path, layers, epochs):
     assert axes.get_xlabel() == "epoch"
     lowest, highest = axes.get_ylim()
     assert lowest == 0
-    assert highest > 1.04 * max(map(max, alphas.values()))  # no marker is cut
+    assert highest > 1.04 * max(map(max, alphas.values()))  # No marker is cut.
     assert all(tick == round(tick) for tick in axes.get_xticks())
     assert len(axes.lines) == layers
     for line, values in zip(axes.lines, alphas.values(), strict=True):
@@ -72,7 +72,7 @@ def test_adversarial_examples(tmp_path, channels, class_names, count):
         title="PGD",
     )
     assert figure.get_suptitle() == "PGD"
-    assert figure.get_figwidth() >= 4  # else a title would not fit
+    assert figure.get_figwidth() >= 4  # Otherwise a title would not fit.
     grid = np.reshape(figure.axes, (3, count))
 
     def pixels(axes):
@@ -92,8 +92,8 @@ def test_adversarial_examples(tmp_path, channels, class_names, count):
         for axes in grid[:, i]:
             # Else matplotlib would stretch each grey picture to its own range.
             assert axes.images[0].get_clim() == (0, 1)
-    np.testing.assert_allclose(pixels(grid[2, 0])[0, 0], 1, atol=1e-5)  # white
-    np.testing.assert_allclose(pixels(grid[2, 0])[0, 1], 0, atol=1e-5)  # black
+    np.testing.assert_allclose(pixels(grid[2, 0])[0, 0], 1, atol=1e-5)  # This is white.
+    np.testing.assert_allclose(pixels(grid[2, 0])[0, 1], 0, atol=1e-5)  # This is black.
     assert [axes.get_ylabel() for axes in grid[:, 0]] == [
         "image",
         "adversarial",
@@ -138,11 +138,12 @@ def test_accuracies(tmp_path, networks, attacks):
             assert segment[:, 1] == pytest.approx([mean - std, mean + std])
             assert next(written) == f"{mean:.0f}"
             edges.append((bar.get_x(), bar.get_x() + bar.get_width()))
-            assert abs(bar.get_x() + bar.get_width() / 2 - i) < 0.5  # over its tick
+            # The bar is over its tick.
+            assert abs(bar.get_x() + bar.get_width() / 2 - i) < 0.5
         colours.add(container[0].get_facecolor())
     assert len(colours) == networks
     edges.sort()
-    for left, right in itertools.pairwise(edges):  # no bar hides another
+    for left, right in itertools.pairwise(edges):  # No bar hides another.
         assert left[1] <= right[0] + 1e-9
     assert saved(figure, tmp_path / "accuracies.png").startswith(PNG)
 
@@ -164,7 +165,7 @@ def test_accuracies_of_networks_with_different_attacks(tmp_path):
     assert found == {"clean": [90, 100], "PGD + EOT": [40], "PGD": [10]}
     assert saved(figure, tmp_path / "accuracies.png").startswith(PNG)
     frame = axes.get_window_extent()
-    for text in axes.texts:  # the label of 100 % too
+    for text in axes.texts:  # This includes the label of 100 %.
         assert text.get_window_extent().y1 < frame.y1
 
 
@@ -182,7 +183,7 @@ def test_curves(tmp_path):
     colours = set()
     for drawn, (name, points) in zip(axes.containers, CURVES.items(), strict=True):
         line, _, (bars,) = drawn.lines
-        values = sorted(points)  # else the line would go to and fro
+        values = sorted(points)  # Otherwise the line would go to and fro.
         means = np.array([100 * points[value][0] for value in values])
         stds = np.array([100 * points[value][1] for value in values])
         np.testing.assert_allclose(np.array(line.get_xdata(), float), values)
@@ -198,7 +199,7 @@ def test_curves(tmp_path):
     legend = [text.get_text() for text in axes.get_legend().get_texts()]
     assert legend == list(CURVES)
     lowest, highest = axes.get_ylim()
-    assert lowest < 0 and highest > 100  # markers at 0 and 100 are whole
+    assert lowest < 0 and highest > 100  # Markers at 0 and 100 are whole.
     assert saved(figure, tmp_path / "curves.png").startswith(PNG)
 
 
@@ -207,9 +208,9 @@ def test_curves(tmp_path):
     [
         ((0.1, 0.2, 1.0), "log"),
         ((1, 2, 5, 10, 100), "log"),
-        ((0.1, 0.8), "linear"),  # not more than 8 times
+        ((0.1, 0.8), "linear"),  # The factor is 8 at most.
         ((1, 2, 4), "linear"),
-        ((0.0, 1.0, 100.0), "linear"),  # there is no logarithm of 0
+        ((0.0, 1.0, 100.0), "linear"),  # There is no logarithm of 0.
         ((20,), "linear"),
     ],
 )
@@ -218,7 +219,7 @@ def test_axis_of_curves(tmp_path, values, scale):
     figure = plot_curves({"PNI": curve}, xlabel="value")
     (axes,) = figure.axes
     assert axes.get_xscale() == scale
-    if scale == "log":  # each point has its tick, with its number
+    if scale == "log":  # Each point has its tick, with its number.
         ticks = [tick.get_text() for tick in axes.get_xticklabels()]
         assert list(map(float, ticks)) == pytest.approx(values)
         np.testing.assert_allclose(axes.get_xticks(), values)

@@ -170,7 +170,7 @@ def assert_equal(found, expected):
 
 @pytest.mark.parametrize("order", ["first", "last"])
 def test_keras_loads_each_file(order, processes):
-    """The logits without noise are those of before, and the draws go on."""
+    """The logits without noise are those of before, and the draws continue."""
     found = processes.loads["load_model", order].result()
     draws = {name: found[f"{name}, noisy"] for name in processes.draws}
     assert_equal(draws, processes.draws)

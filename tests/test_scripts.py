@@ -180,7 +180,7 @@ def results(network, tmp_path_factory):
     for command in COMMANDS:
         words = shlex.split(command)
         if words[0] == "python" and words[1] != "-c" and not skipped(command):
-            hosted[command] = ["--parse", *words[1:]]  # most of them import TensorFlow
+            hosted[command] = ["--parse", *words[1:]]  # Most of them import TensorFlow.
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         both = list(pool.map(lambda jobs: host(jobs, folder), (hosted, started)))
     return both[0] | both[1]
@@ -231,7 +231,7 @@ def test_a_printed_command_is_valid(
     program, *argv = shlex.split(command_line)
     for word in argv:
         if path := re.search(r"(?:^|=)((?:configs|reports|docs)/[\w./]+)", word):
-            kept = path[1].removesuffix("model.keras")  # which not every report keeps
+            kept = path[1].removesuffix("model.keras")  # Not every report keeps it.
             assert (ROOT / kept).exists(), f"{path[1]} does not exist"
     if program == "python":
         if argv[0] == "-c":

@@ -74,7 +74,8 @@ def test_no_circle_of_files():
 
 
 def test_no_circle_of_rooms_and_few_floors():
-    floors = floors_of(imports_between(room_of))  # raises a CycleError
+    # This raises a CycleError for a circle.
+    floors = floors_of(imports_between(room_of))
     assert len(floors) <= 16
     assert max(floors.values()) <= 6
 

@@ -244,7 +244,7 @@ class TestFrozen:
         assert difference(expected, second) > 1e-2
         for _ in range(2):
             assert difference(frozen.logits(images), expected) < 1e-5
-            target.logits(images)  # other draws between do not matter
+            target.logits(images)  # Other draws in between do not matter.
         assert difference(target.frozen(8).logits(images), expected) > 1e-2
         np.testing.assert_array_equal(frozen.predict(IMAGES), frozen.predict(IMAGES))
 
@@ -298,7 +298,7 @@ class TestFrozen:
         clean, attacked = evaluate_robustness(frozen, IMAGES, labels, rows, draws=5)
         assert clean.mean == 1
         assert (attacked.draws, attacked.std) == (1, 0)
-        assert set(attacked.gradients) == {5}  # no expectation
+        assert set(attacked.gradients) == {5}  # There is no expectation.
         np.testing.assert_array_equal(
             attacked.claimed, attacked.predictions[0] != labels
         )

@@ -23,7 +23,7 @@ class APGD(Attack):
     """Auto-PGD on the cross-entropy or on the difference of logits ratio (DLR).
 
     There is no step size to choose. It starts at `2 * epsilon` and halves, for each
-    image on its own, where the loss no longer rises; the ascent then goes on from the
+    image on its own, where the loss no longer rises; the ascent then continues from the
     best point. With an `ExpectationOverNoise`, the loss, the gradient, the best point
     and the verdict are all averages over the draws. (The reference's mode for random
     networks averages the gradient only, so its best point is a lucky draw.)
@@ -189,7 +189,7 @@ class _State(NamedTuple):
     loss: tf.Tensor
     step: tf.Tensor
     raised: tf.Tensor  # How many steps since the last checkpoint raised the loss.
-    # The top is by loss alone: the ascent goes on from there, whatever fools.
+    # The top is by loss alone: the ascent continues from there, whatever fools.
     top_point: tf.Tensor
     top_gradient: tf.Tensor
     top_loss: tf.Tensor

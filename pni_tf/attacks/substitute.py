@@ -77,14 +77,15 @@ def train_substitute(
         rounds: Number of rounds.
         epochs: Epochs of each round; weights and Adam's state carry over.
         augmentation_step: Change of a pixel by the augmentation (lambda).
-        sign_period: Rounds after which the augmentation turns its direction.
+        sign_period: Rounds after which the augmentation reverses its direction.
         batch_size: Batch size of training, gradients and questions.
         learning_rate: Adam's.
         seed: Seed of the default model's weights and of the order of the examples.
 
     Raises:
         ValueError: If an argument is out of its range, the model does not return
-            logits of these classes, or the oracle not one label for each image.
+            logits of these classes, or the oracle does not return one label for each
+            image.
 
     Example:
 
@@ -114,7 +115,8 @@ def train_substitute(
     generator = np.random.default_rng(seed)
     for i in range(rounds):
         for _ in range(epochs):
-            order = generator.permutation(len(images))  # Keras' is the global seed's
+            # Keras would shuffle by the global seed.
+            order = generator.permutation(len(images))
             model.fit(
                 images[order], labels[order], batch_size, shuffle=False, verbose=0
             )

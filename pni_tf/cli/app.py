@@ -28,10 +28,11 @@ def run(
 ) -> None:
     """Parses the command line, runs a command and exits with its status.
 
-    Statuses: 0 done; 2 bad input, or a machine that lacks something; 70 an error of
-    this program; 75 a worker was lost, the same command may work later; 130 and 143
-    interrupted by Ctrl-C and SIGTERM, the same command goes on. Each error is one line
-    on standard error (with `--verbosity=1`, a traceback).
+    Statuses: 0 done; 1 a job of `bin/reproduce` failed, or nobody reads the output any
+    more; 2 bad input, or a machine that lacks something; 70 an error of this program;
+    75 a worker was lost, the same command may work later; 130 and 143 interrupted by
+    Ctrl-C and SIGTERM, the same command continues. Each error is one line on standard
+    error (with `--verbosity=1`, a traceback).
 
     Args:
         main: The command, called with its settings, if it has any, and with the
@@ -58,7 +59,7 @@ def run(
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except KeyboardInterrupt as interrupt:
-        print("\nInterrupted. The same command goes on.", file=sys.stderr)
+        print("\nInterrupted. Run the same command again to continue.", file=sys.stderr)
         sys.exit(143 if str(interrupt) == "SIGTERM" else 130)
     except Exception as error:
         if FLAGS["verbosity"].value >= 1:

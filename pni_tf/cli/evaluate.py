@@ -19,7 +19,7 @@ Evaluates a model under attack: a run directory, a .keras file or a SavedModel.
     bin/evaluate saved_model --dataset=cifar10 --epsilons=8/255 --suite=paper
 
 Of a run directory, the dataset and epsilon are those of the run unless given. After an
-interruption the same command goes on; further attacks may be added to it."""
+interruption, run the same command again to continue; attacks may be added to it."""
 
 
 def run() -> None:

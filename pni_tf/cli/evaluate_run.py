@@ -192,7 +192,7 @@ def _load(model, analyses, devices):
         targets[column] = target.ensemble(analyses.ensemble)
     identities = dict.fromkeys(targets, _digest(model))
     if analyses.certify:
-        pixeldp_wrapper(target.source)  # Which says at once if there is none.
+        pixeldp_wrapper(target.source)  # It says at once if there is none.
     if analyses.twin is not None:
         targets[_TWIN] = load_target(analyses.twin, devices=devices)
         identities[_TWIN] = _digest(Path(analyses.twin))

@@ -23,7 +23,7 @@ def main(source: str, directory: str) -> None:
         source = source / "model.keras"
     if not source.is_file():
         raise FileNotFoundError(
-            f"expected a .keras file or a run directory. Nothing lies at {source}"
+            f"expected a .keras file or a run directory. There is nothing at {source}"
         )
     app.import_tensorflow()
     from pni_tf.export import export_saved_model

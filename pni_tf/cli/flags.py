@@ -289,7 +289,7 @@ def parse_attacks(text: str, known: tuple[str, ...]) -> list[AttackSpec]:
         if match is None or match[1] not in known:
             raise ValueError(
                 "--attacks must be a list such as fgsm,pgd(steps=40,restarts=2),cw "
-                f"with names from: {', '.join(known)}. Received: {item.strip()!r}"
+                f"with names among: {', '.join(known)}. Received: {item.strip()!r}"
             )
         specs.append(AttackSpec(match[1], _settings(match[2] or "", item.strip())))
     return specs

@@ -1,4 +1,4 @@
-"""`bin/train`: trains, evaluates and exports a network, or goes on where it stopped."""
+"""`bin/train`: trains, evaluates and exports a network, or continues a run."""
 
 import contextlib
 import dataclasses

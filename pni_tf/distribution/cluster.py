@@ -126,7 +126,7 @@ def _from_slurm():
 def rendezvous(cluster: Cluster, *, agree_on: str, timeout: float) -> None:
     """Waits until every worker is there; TensorFlow itself would wait for an hour.
 
-    The chief listens at its address, the others report there, and all go on together.
+    The chief listens at its address, the others report there, and all start together.
     `agree_on` must be the same for all, such as the flags of the command; `timeout` is
     in seconds.
 

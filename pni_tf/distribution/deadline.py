@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def deadline(seconds: float, message: str, status: int) -> Iterator[None]:
-    """Ends the process if what is inside takes longer than so many seconds.
+    """Ends the process if what is inside takes longer than `seconds`.
 
     The message, one line, goes to standard error, and `status` is the exit status.
     Works on Linux; elsewhere there is no limit.

@@ -83,9 +83,9 @@ class Workers:
             reason = str(error).strip().splitlines() or [""]
             raise WorkerLost(
                 f"worker {self.index} lost its peers: one of them died or cannot be "
-                "reached. The same command, on all workers, goes on from the last "
-                "checkpoint. If it happens again and again, look at what TensorFlow "
-                f"said: {type(error).__name__}: {reason[0][:200]}"
+                "reached. Run the same command again on all workers to continue from "
+                "the last checkpoint. If it happens again and again, look at what "
+                f"TensorFlow said: {type(error).__name__}: {reason[0][:200]}"
             ) from error
 
     def distribute(self, batches: tf.data.Dataset):

@@ -1,7 +1,7 @@
 """Robust accuracy with honest accounting for random networks.
 
-Its public names are those of `pni_tf`, loaded on first use: who only reads results
-need not wait for TensorFlow.
+Its public names are those of `pni_tf`, loaded on first use: whoever only reads
+results need not wait for TensorFlow.
 """
 
 import pni_tf

@@ -39,15 +39,15 @@ def run_checklist(
         images: Float32 `[N, H, W, C]` in `[0, 1]`.
         labels: Integers `[N]`.
         epsilon: Radius of the Linf ball.
-        expectation: Draws of the expectation over noise; the curve over draws goes on
-            to 2.5 times as many.
+        expectation: Draws of the expectation over noise; the curve over draws
+            continues to 2.5 times as many.
         twin: The deterministic network of equal cost that was trained adversarially
             without noise, if there is one.
         steps: Steps of PGD.
         many_steps: Steps of the longer PGD and of APGD.
         queries: Queries of Square and of random search.
         draws: Draws that score each image.
-        **options: `batch_size`, `seed`, `store` and `progress` of
+        **options: `batch_size`, `seed`, `store`, `workers` and `progress` of
             `evaluate_robustness`.
 
     Returns:

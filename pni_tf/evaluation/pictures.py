@@ -1,4 +1,4 @@
-"""Images that an attack turned around, with both predictions (Fig. 1 of the paper)."""
+"""Images that fool a model, with both predictions (Fig. 1 of the paper)."""
 
 import dataclasses
 

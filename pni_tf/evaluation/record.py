@@ -1,6 +1,7 @@
 """The files of an evaluation, evaluation.json and per_example.csv: written, and read.
 
-Nobody else knows their keys. Who only reads them needs no TensorFlow.
+Their keys are known here, except those inside the entries of the checklist, the
+pictures and the certificates. Whoever only reads them needs no TensorFlow.
 """
 
 import csv
@@ -36,7 +37,7 @@ _CSV_COLUMNS = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Column:
-    """A network of the table, and what it is beside the others.
+    """A network of the table, and its role among the others.
 
     Args:
         kind: `"model"` (without noise to turn off), `"noise_on"`, `"noise_off"`,
@@ -111,7 +112,7 @@ class SavedEvaluation:
         curves: The points of each curve by its kind, column and value.
         checklist: Items, headline and results; None if it was not asked for.
         certificates: An entry for each method.
-        pictures: An entry for each image that an attack turned around.
+        pictures: An entry for each image with which an attack fooled the model.
     """
 
     model: str

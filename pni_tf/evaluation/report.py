@@ -30,7 +30,8 @@ class Evaluation:
         curves: By kind (such as `"epsilon"`) and column: a result for each value.
         checklist: The checklist, if it was asked for.
         certificates: Certified radii, if they were.
-        pictures: Images that an attack turned around, if they were, and it did.
+        pictures: Images with which an attack fooled the model, if they were asked for
+            and there are any.
         substitutes: What the training of each substitute took, by its column.
         data: Number (`examples`) and digest (`sha256`) of the images.
         epsilon: Radius of the ball, where there is one for all rows.

@@ -269,7 +269,7 @@ def _compiled(target, scenario):
             tf.TensorSpec([2], tf.int64),
             tf.TensorSpec([], tf.int32),
         ],
-        autograph=False,  # which traces a fifth longer, and has nothing to convert
+        autograph=False,  # It has nothing to convert, and traces a fifth longer.
     )
     def attack_and_score(images, labels, seed, draws):
         arrays, adversarial = {}, images

@@ -1,4 +1,4 @@
-"""Finished batches and results in files, so that an evaluation can go on later."""
+"""Finished batches and results in files, so that an evaluation can be continued."""
 
 import json
 import os

@@ -61,8 +61,8 @@ def is_transparent(model) -> bool:
         return False
     owner = next(c for c in type(model).__mro__ if "call" in vars(c))
     return owner.__module__.startswith("keras.") and not any(
-        getattr(layer, "optional", False)
-        for layer in model.layers  # Keras drops it
+        getattr(layer, "optional", False)  # Keras drops such a layer.
+        for layer in model.layers
     )
 
 

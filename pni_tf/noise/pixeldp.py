@@ -133,7 +133,7 @@ def inject_pixeldp(
 
     Raises:
         ValueError: If an argument is out of range, the model already has noise, its
-            first convolution has another constraint, or something else than this
+            first convolution has another constraint, or something other than this
             convolution sees the image.
         TypeError: If `model` is neither Functional nor Sequential.
 
@@ -204,7 +204,7 @@ def factors_before(model: keras.Model, layer: keras.Layer) -> np.ndarray:
         Float32 `[C]`.
 
     Raises:
-        ValueError: If something else than `Normalization`, `Rescaling` and
+        ValueError: If something other than `Normalization`, `Rescaling` and
             `ZeroPadding2D` comes before the layer or goes around it, the layer sees the
             image twice, or it is not a plain convolution of images of a fixed size.
     """

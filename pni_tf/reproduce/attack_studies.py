@@ -14,7 +14,7 @@ from pni_tf.reproduce.cells import Cell, Claim, Listing, Part, Table
 def table4(build: Builder) -> list[Part]:
     paper = PAPER_RESULTS["table4_cw_l2_norm"]
     papers = {name: (name, paper[name]) for name in ("resnet20_width4", "resnet18")}
-    if build.scale.name != "paper":  # another network stands for the paper's
+    if build.scale.name != "paper":  # Another network stands in for it.
         first, *_, last = build.scale.networks
         name = f"{last} (paper: ResNet-20 4×)"
         papers = {first: (first, {}), last: (name, paper["resnet20_width4"])}
@@ -158,7 +158,7 @@ def table7(build: Builder) -> list[Part]:
             entry="checklist",
             read=_checklist,
             note="The paper's five items are symptoms of masked gradients; passing "
-            "them is no proof. What came later is below them. First seed.",
+            "them is not a proof. What came later is below them. First seed.",
         )
     ]
 

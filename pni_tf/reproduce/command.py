@@ -17,8 +17,8 @@ from pni_tf.settings.machine import Source
 
 USAGE = """\
 Trains and evaluates what tables and figures of the paper need, and writes one report:
-our numbers, the paper's, and those of a stricter evaluation. The same command goes on
-after an interruption, and reuses what is there.
+our numbers, the paper's, and those of a stricter evaluation. After an interruption,
+run the same command again to continue; it reuses what is there.
 
     bin/reproduce --study=table2,figure2 --scale=digits"""
 
@@ -30,7 +30,7 @@ class Work(Group):
     heading = "Work"
 
     study: tuple[Literal["all", *STUDIES], ...] = setting(
-        ("all",), "Studies; mnist is on the CPU scale."
+        ("all",), "Studies; mnist needs --scale=cpu."
     )
     scale: Literal["digits", "cpu", "paper"] = setting(
         "digits",
@@ -40,20 +40,22 @@ class Work(Group):
     )
     networks: tuple[str, ...] | None = setting(
         None,
-        "Only what needs no others than these, by the names in the folder trainings/ "
-        "without the seed, such as vanilla,adversarial,pni_w; all by default.",
+        "Only jobs that need no other networks than these, named as in the folder "
+        "trainings/ but without the seed, such as vanilla,adversarial,pni_w; all by "
+        "default.",
     )
     seeds: int | None = setting(
         None,
         "Number of training seeds; by default 2 on digits (1 of the deeper and wider "
-        "networks), 1 on the CPU scale and 5 of the paper's.",
+        "networks), 1 on the CPU scale and 5 on the paper's.",
     )
     output_dir: str | None = setting(
         None, "Folder of all runs and of the report; by default reproduction/SCALE."
     )
     note: str | None = setting(
         None,
-        "What readers of the report must know, such as of the data or the machine.",
+        "What readers of the report must know, for example about the data or the "
+        "machine.",
     )
     dry_run: bool = setting(
         False,
@@ -99,7 +101,8 @@ def main(settings: Reproduction) -> int:
     workers = machine.jobs or (min(runner.cpu_cores(), 8) if scale.small else 1)
     extra = [f"--data_dir={machine.data_dir}"] if machine.data_dir else []
     extra += ["--download"] if machine.download else []
-    from pni_tf.reproduce import report  # Which takes a while, unlike an error.
+    # Importing it takes a while, and all errors above show before.
+    from pni_tf.reproduce import report
 
     with files.lock(root, f"--output_dir={root}") as lock:
         stamps = Stamps(root)
@@ -114,11 +117,12 @@ def main(settings: Reproduction) -> int:
             else:
                 work.finish()
         finally:
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it takes a second
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # The report takes a second.
             for study in set(parts) - set(studies):
                 own = {job for part in parts[study] for job in part.jobs} - {*asked}
                 if not any(stamps.of(job).is_done for job in own):
-                    del parts[study]  # what is there is by the studies asked for
+                    # Whatever there is of it belongs to the studies asked for.
+                    del parts[study]
             path = root / "note.txt"
             if given.note:
                 files.write_text(path, given.note)
@@ -147,8 +151,8 @@ def _chosen(jobs: list[Job], networks: list[str] | None) -> list[Job]:
     known = dict.fromkeys(job.name for job in jobs if isinstance(job, Training))
     if not networks or not {*networks} <= {*known}:
         raise ValueError(
-            f"--networks must be from those that the studies need: {', '.join(known)}. "
-            f"Received: --networks={','.join(networks)}"
+            f"--networks must be among those that the studies need: "
+            f"{', '.join(known)}. Received: --networks={','.join(networks)}"
         )
     return [job for job in jobs if {t.name for t in job.needs or (job,)} <= {*networks}]
 

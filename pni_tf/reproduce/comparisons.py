@@ -82,7 +82,7 @@ def _parts_of_trainings(ours: Value, other: Value) -> list[significance.Part]:
         [source.evaluation.training for source in value.cell.sources]
         for value in (ours, other)
     ]
-    if trainings[0] == trainings[1]:  # one network, twice
+    if trainings[0] == trainings[1]:  # It is one network, twice.
         pairs = zip(ours.seeds, other.seeds, strict=True)
         variance = statistics.variance(a.mean - b.mean for a, b in pairs)
         return [significance.of_values(variance, count)]

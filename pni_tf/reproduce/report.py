@@ -105,7 +105,7 @@ def _copy_results(root, folder, job, is_done):
         if is_done and source.exists():
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, copy)
-        elif (root / "jobs").exists():  # else only the report was kept
+        elif (root / "jobs").exists():  # Otherwise only the report was kept.
             copy.unlink(missing_ok=True)
 
 

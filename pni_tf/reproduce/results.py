@@ -165,7 +165,8 @@ class Results:
         shares = self._shares[job].get((self.column(source), row.scenario), np.zeros(0))
         mean = row.numbers["accuracy_mean"]
         if shares.size != row.images or abs(shares.mean() - mean) > 1e-6:
-            return None  # of another evaluation than the number
+            # The verdicts are of another evaluation than the number.
+            return None
         return shares
 
 

@@ -16,7 +16,7 @@ _PAUSE = 0.1  # seconds between two looks at the processes
 
 
 class Run:
-    """Runs what is not done yet; what fails is noted, and the rest goes on.
+    """Runs what is not done yet; what fails is noted, and the rest still runs.
 
     Args:
         jobs: The jobs, each after those that it needs.
@@ -183,7 +183,7 @@ class Process(subprocess.Popen):
                 stderr=file,
                 env=_environment(threads),
                 pass_fds=() if lock is None else (lock,),
-                start_new_session=True,  # else Ctrl-C would reach it by itself too
+                start_new_session=True,  # Otherwise Ctrl-C would reach it, too.
                 preexec_fn=_end_with(os.getpid()),
             )
 
@@ -204,7 +204,8 @@ def _environment(threads):
     found = {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
     if threads is not None:
         found |= dict.fromkeys(_THREADS, str(threads))
-        found["TF_FORCE_GPU_ALLOW_GROWTH"] = "true"  # else one takes the whole GPU
+        # Otherwise one process would take the whole GPU.
+        found["TF_FORCE_GPU_ALLOW_GROWTH"] = "true"
     return found
 
 
@@ -216,7 +217,7 @@ def _end_with(parent):
 
     def prepare():
         library.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent:  # which has died meanwhile
+        if os.getppid() != parent:  # The parent has died meanwhile.
             os.kill(os.getpid(), signal.SIGTERM)
 
     return prepare

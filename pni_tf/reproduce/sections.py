@@ -168,7 +168,7 @@ def _(part: Curves, results: Results, name: str) -> Section:
     places = list(dict.fromkeys(x for line in found.values() for x in line)) or [0]
     rows = [
         [label, *(_point(found.get(label, {}).get(x)) for x in places)]
-        for label in {**found, **part.lines}  # what was not run comes last
+        for label in {**found, **part.lines}  # Lines that were not run come last.
     ]
     sizes = [
         f"{label} {next(iter(points.values())).images:,}"
@@ -256,7 +256,8 @@ def _text(value: Value, most: int) -> str:
         return "–"
     text, paper = value.text(), value.cell.paper_text
     if 0 < value.images < most:
-        text += f" (n = {value.images:,})"  # other images, so not to be compared
+        # These are other images, which must not be compared with the rest.
+        text += f" (n = {value.images:,})"
     return f"{text}<br>paper {paper}" if paper else text
 
 

@@ -92,7 +92,7 @@ def table2(build: Builder) -> list[Part]:
 def table3(build: Builder) -> list[Part]:
     paper = PAPER_RESULTS["table3"]["rows"]
     papers = {network: (network, numbers) for network, numbers in paper.items()}
-    if build.scale.name != "paper":  # other networks stand for the paper's
+    if build.scale.name != "paper":  # Other networks stand in for these.
         names = {
             "resnet20": "ResNet-20",
             "resnet32": "ResNet-32",

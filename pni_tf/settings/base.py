@@ -22,8 +22,8 @@ _NOUNS = {
     (int, True): "a list of integers, such as 7,40, each",
     (float, False): "a finite number, such as 8/255,",
     (float, True): "a list of numbers, such as 8/255,0.1, each",
-    (str, False): "a text, not empty and without a space at either end",
-    (str, True): "a list of texts, each not empty and without a space at either end",
+    (str, False): "text without a space at either end",
+    (str, True): "a list of texts, each without a space at either end",
 }
 
 
@@ -35,8 +35,8 @@ def setting(default, help, *, bounds=None, free=False, may_be_empty=False):
         help: What it does, as `--help` shows it.
         bounds: Smallest and largest number, of each entry if the setting is a tuple,
             where they are not those of `_BOUNDS`.
-        free: Whether a run may go on with another value, because it says where things
-            lie or on what they are computed, and not what is computed.
+        free: Whether a run may continue with another value, because it says where
+            things lie or on what they are computed, and not what is computed.
         may_be_empty: Whether the empty text is a value; else it is most likely that of
             a shell variable that is not set.
     """
@@ -79,7 +79,7 @@ def check(field: dataclasses.Field, value) -> None:
 
 
 def kind_of(field: dataclasses.Field) -> tuple[type, bool, tuple[str, ...]]:
-    """Returns the type of a setting, whether it is a tuple, and the words it may be."""
+    """Returns the type of a setting, whether it is a tuple, and its choices, if any."""
     kind = field.type
     if types.NoneType in typing.get_args(kind):
         kind = typing.get_args(kind)[0]
@@ -95,8 +95,10 @@ def description(field: dataclasses.Field) -> str:
     """Returns what a setting may be, to follow "must be"."""
     kind, several, choices = kind_of(field)
     if choices:
-        return f"from: {', '.join(choices)}"
+        return f"one {'or more ' if several else ''}of: {', '.join(choices)}"
     noun = _NOUNS[kind, several]
+    if kind is str and not field.metadata["may_be_empty"]:
+        return f"{noun} and not empty"
     if kind in (bool, str):
         return noun
     least, most = field.metadata["bounds"] or _BOUNDS[kind]

@@ -52,8 +52,8 @@ class Attacks(Group):
     )
     epsilons: tuple[float, ...] | None = setting(
         None,
-        "Radii of the ball, for pixels in [0, 1]; fractions such as 8/255 are fine. "
-        "The curves and the checklist take the first.",
+        "Radii of the ball, for pixels in [0, 1]; fractions such as 8/255 are "
+        "accepted. The curves and the checklist take the first.",
     )
     norm: Literal["linf", "l2"] = setting("linf", "Norm of the ball.")
     expectation: tuple[int, ...] = setting(
@@ -63,11 +63,11 @@ class Attacks(Group):
         "once.",
     )
     towards: Literal["next", "random", "least_likely"] | None = setting(
-        None, "Makes --attacks targeted, at this class."
+        None, "Makes the attacks of --attacks targeted, towards this class."
     )
     transfer_from: tuple[str, ...] | None = setting(
         None,
-        "Models from which examples are transferred, beside the one without noise.",
+        "Models from which examples are transferred, besides the one without noise.",
     )
     substitute_images: int = setting(
         150, "Test images, not among the attacked ones, that `substitute` starts from."
@@ -95,7 +95,7 @@ class Attacks(Group):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Analyses(Group):
-    """What is found out beside the table."""
+    """What is found out in addition to the table."""
 
     heading = "Analyses"
 
@@ -118,8 +118,8 @@ class Analyses(Group):
     certify_draws: int = setting(2000, "Draws of the noise for each certified radius.")
     pictures: int = setting(
         0,
-        "Number of images to draw that the first attack turns around, with the "
-        "predictions and their confidence.",
+        "Number of images to draw, of those with which the first attack fools the "
+        "model, with the predictions and their confidence.",
         bounds=(0, 16),
     )
     columns: tuple[_Column, ...] | None = setting(

@@ -108,7 +108,8 @@ class Adversarial(Group):
     )
     epsilon: float = setting(
         8 / 255,
-        "Radius of the Linf ball, for pixels in [0, 1]; 8/255 may be written so.",
+        "Radius of the Linf ball, for pixels in [0, 1]; fractions such as 8/255 are "
+        "accepted.",
     )
     attack_steps: int = setting(7, "PGD steps of the training attack.")
     attack_step_size: float = setting(2 / 255, "PGD step size of the training attack.")
@@ -124,7 +125,7 @@ class Adversarial(Group):
     clean_weight: float = setting(0.5, "Weight of the clean loss.")
     adversarial_weight: float = setting(0.5, "Weight of the adversarial loss.")
     epoch_delay: int = setting(
-        0, "Number of first epochs on clean images only.", bounds=FROM_0
+        0, "Number of epochs at the start that use clean images only.", bounds=FROM_0
     )
     validation_draws: int = setting(
         5, "Draws of the expectation over noise in the attack on the validation images."
@@ -156,7 +157,7 @@ class Optimisation(Group):
     )
     base_batch_size: int | None = setting(
         None,
-        "The batch size that --learning_rate is for: the rate is multiplied by "
+        "The batch size for which --learning_rate is meant: the rate is multiplied by "
         "batch_size / base_batch_size (linear scaling, arXiv:1706.02677).",
     )
     momentum: float = setting(0.9, "Momentum of sgd.", bounds=(0, 1.0))
@@ -166,7 +167,7 @@ class Optimisation(Group):
     )
     warmup_epochs: int = setting(
         0,
-        "Epochs in which the rate rises from 0 before cosine lets it fall.",
+        "Epochs in which the rate rises from 0, before the cosine in which it falls.",
         bounds=FROM_0,
     )
     drop_epochs: tuple[int, ...] = setting(
@@ -261,7 +262,7 @@ class Storage(Group):
         10.0, "Minutes between checkpoints within an epoch; 0 for none.", free=True
     )
     keep_checkpoints: int = setting(
-        2, "Number of newest checkpoints to keep.", free=True
+        2, "How many of the newest checkpoints to keep.", free=True
     )
 
 

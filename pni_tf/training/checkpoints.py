@@ -1,4 +1,4 @@
-"""Checkpoints from which a run goes on as if it had not been interrupted."""
+"""Checkpoints from which a run continues as if it had not been interrupted."""
 
 import contextlib
 import json
@@ -30,22 +30,22 @@ class Position(NamedTuple):
 
 
 class Checkpoint(keras.callbacks.Callback):
-    """Saves everything that training needs to go on.
+    """Saves everything that training needs to continue.
 
     A checkpoint holds all variables (weights, optimizer, the states of all generators)
-    and, within an epoch, its metrics so far, so that a run that goes on by `restore`
-    and `fit` equals one that was not interrupted. It is made after each epoch, before
-    each validation, and within epochs where `steps` or `minutes` say so. It is written
-    aside and moved into place, and its name has a digest of its content, so that a
-    damaged file is not mistaken for a good one. Weights or losses that are not finite
-    are not saved.
+    and, within an epoch, its metrics so far, so that a run that is continued by
+    `restore` and `resume_fit` equals one that was not interrupted. It is made after
+    each epoch, before each validation, and within epochs where `steps` or `minutes` say
+    so. It is written aside and moved into place, and its name has a digest of its
+    content, so that a damaged file is not mistaken for a good one. Weights or losses
+    that are not finite are not saved.
 
     Args:
         directory: Folder of the checkpoints,
             `epoch-<finished epochs>-step-<steps after them>-<digest>.npz`.
         steps: Number of training steps between checkpoints within an epoch, or None.
         minutes: Minutes between checkpoints within an epoch, or None.
-        keep: Number of newest checkpoints to keep.
+        keep: How many of the newest checkpoints to keep.
         history: Its part of an epoch is saved too.
         workers: The workers that train together. The first one writes; all of them read
             the same folder.
@@ -83,8 +83,8 @@ class Checkpoint(keras.callbacks.Callback):
         self.keep = keep
         self.history = history
         self.workers = workers or Workers()
-        self._start = Position()  # The next `fit` goes on from here.
-        self._metrics = []  # The metrics so far of an epoch that goes on there.
+        self._start = Position()  # The next `fit` starts here.
+        self._metrics = []  # The metrics so far of the epoch that is continued.
         self._stop = None  # The signal that asks for an end.
         self._restored, self._damaged = False, []
 
@@ -96,7 +96,7 @@ class Checkpoint(keras.callbacks.Callback):
         A damaged file is skipped, with a warning, in favour of the one before it.
 
         Returns:
-            Where training goes on; `Position(0, 0)` without a checkpoint.
+            Where training continues; `Position(0, 0)` without a checkpoint.
 
         Raises:
             ValueError: If there are checkpoints, and all are damaged or the newest is
@@ -203,7 +203,7 @@ class Checkpoint(keras.callbacks.Callback):
         if not self._restored and self._existing():
             raise ValueError(
                 f"{self.directory} has checkpoints of an earlier training: call "
-                "`restore` first, which goes on with it, or use another folder"
+                "`restore` first, which continues it, or use another folder"
             )
         self._restored = True
         if self.workers.is_chief:
@@ -246,7 +246,7 @@ class Checkpoint(keras.callbacks.Callback):
 
     def _end_if_asked(self):
         if self._any(self._stop is not None):
-            # Who leaves first may take the others down before the chief has written.
+            # The first to leave may take the others down before the chief has written.
             self.workers.barrier()
             raise KeyboardInterrupt((self._stop or signal.SIGTERM).name)
 

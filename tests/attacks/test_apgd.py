@@ -19,7 +19,7 @@ def random(*shape, low=0.0, high=1.0, seed=1):
     return np.random.default_rng(seed).uniform(low, high, shape).astype("float32")
 
 
-IMAGES = np.round(random(COUNT, 4, 4, 1), 1)  # with pixels of exactly 0 and 1
+IMAGES = np.round(random(COUNT, 4, 4, 1), 1)  # Some pixels are exactly 0 or 1.
 HIDDEN, OUTPUT = random(16, 8, low=-1), random(8, 5, low=-2, high=2, seed=3)
 
 
@@ -43,7 +43,7 @@ class Counting:
 
 def traced(attack, logits_fn=curved, images=IMAGES, labels=LABELS, **arguments):
     arguments = {"seed": SEED, **arguments}
-    run = tf.function(attack.run, autograph=False)  # which would only be slower
+    run = tf.function(attack.run, autograph=False)  # Autograph would only be slower.
     return run(logits_fn, images, labels, **arguments)
 
 
@@ -93,7 +93,7 @@ def written_apgd(evaluate, image, start, *, epsilon, norm, steps, rho):
     Returns the point with the largest loss and the step size at each checkpoint.
     """
     checkpoints, ends, step_sizes = whole_checkpoints(steps), [0], []
-    points, losses = [start], []  # x(k), and f(x(k)) as it was before a return
+    points, losses = [start], []  # x(k), and f(x(k)) as it was before a return.
     eta, halved, before = 2 * epsilon, False, None
     best = (-math.inf, None, None)
     for k in range(steps + 1):
@@ -179,7 +179,7 @@ def test_run_is_algorithm_1(norm, epsilon, frequency, steps, rho):
         trajectories.add(tuple(sizes))
     assert np.sum(np.array(errors) < 1e-5) >= 38
     assert np.all(np.max(np.abs(found.images - start), (1, 2, 3)) > 0.01)
-    assert len(trajectories) >= 4  # images halve at checkpoints of their own
+    assert len(trajectories) >= 4  # Images halve at checkpoints of their own.
 
 
 # --- Losses and goals ---------------------------------------------------------------
@@ -264,7 +264,7 @@ def test_targeted_dlr_tries_every_wrong_class():
         found = traced(targeted, network, images, labels)
         assert np.all(found.found) if finds else not np.any(found.found)
         np.testing.assert_array_equal(found.gradients, 31 * min(classes, 4))
-        np.testing.assert_array_equal(found.queries, 1)  # to rank the classes
+        np.testing.assert_array_equal(found.queries, 1)  # It ranks the classes.
         assert network.calls == 31 * min(classes, 4) + 1
 
 
@@ -323,7 +323,7 @@ def test_early_stop_leaves_out_images_that_fool(restarts, loss):
     network = Counting()
     stopped = dataclasses.replace(attack, early_stop=True)
     found = traced(stopped, network, images, labels)
-    if runs == 1:  # else later starts are not those of the full batch
+    if runs == 1:  # Otherwise later starts differ from the full batch's.
         np.testing.assert_array_equal(found.found, full.found)
     predictions = np.argmax(curved(found.images), -1)
     np.testing.assert_array_equal(found.found, predictions != labels)
@@ -374,7 +374,7 @@ def test_averages_choose_the_point_and_the_verdict():
     images, labels = np.full((5, 4, 4, 1), 0.5, "float32"), np.zeros(5, int)
     for epsilon, fools in ((0.05, False), (0.2, True)):
         attack = APGD(epsilon=epsilon, steps=20)
-        if not fools:  # or so one draw says
+        if not fools:  # At least one draw says so.
             assert np.all(traced(attack, Lucky(), images, labels).found)
         network = Lucky()
         found = traced(attack, ExpectationOverNoise(network, 4), images, labels)

@@ -61,7 +61,7 @@ def norms(delta):
     ids=repr,
 )
 def test_linf_optimum_of_a_linear_model(attack):
-    images, labels = random(5, *SHAPE), LABELS % 2  # some pixels end at 0 or 1
+    images, labels = random(5, *SHAPE), LABELS % 2  # Some pixels end at 0 or 1.
     optimum = np.clip(images + 0.2 * np.sign(ascent(labels)), 0, 1)
     adversarial = attack.perturb(two_classes, images, labels)
     np.testing.assert_allclose(adversarial, optimum, atol=1e-6)
@@ -88,7 +88,7 @@ def test_l2_optimum_of_a_linear_model(attack, tolerance):
 @pytest.mark.parametrize("restarts", [1, 3])
 @pytest.mark.parametrize(("norm", "epsilon"), [("linf", 0.3), ("l2", 0.9)])
 def test_result_is_in_the_ball_and_in_range(norm, epsilon, restarts, steps):
-    images = np.round(random(5, *SHAPE), 1)  # with pixels of exactly 0 and 1
+    images = np.round(random(5, *SHAPE), 1)  # Some pixels are exactly 0 or 1.
     attack = PGD(
         epsilon=epsilon, step_size=0.4, steps=steps, norm=norm, restarts=restarts
     )
@@ -134,8 +134,9 @@ def test_more_steps_raise_the_loss_and_each_restart_can_only_help():
     ]
     of_runs = np.array([losses(curved, run) for run in runs])
     fooled = np.array([np.argmax(curved(run), -1) != LABELS for run in runs])
-    choice = (of_runs + 100 * fooled).argmax(0)  # first what fools, then by loss
-    assert len(set(choice)) > 1  # or the choice would not be per example
+    # What fools comes first, then the loss counts.
+    choice = (of_runs + 100 * fooled).argmax(0)
+    assert len(set(choice)) > 1  # Otherwise the choice would not be per example.
     expected = np.array(runs)[choice, np.arange(5)]
     np.testing.assert_allclose(best, expected, atol=1e-6)
     longer = dataclasses.replace(attack, steps=20)
@@ -169,7 +170,7 @@ def test_fgsm_with_epsilon_zero_and_with_a_flat_loss_changes_nothing():
     l2 = PGD(norm="l2", random_start=False).perturb(
         lambda x: 0.0 * curved(x), images, LABELS
     )
-    np.testing.assert_array_equal(l2, images)  # and not NaN
+    np.testing.assert_array_equal(l2, images)  # It is not NaN.
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
@@ -193,7 +194,7 @@ def test_random_start_is_uniform_in_the_ball(norm):
         counts = np.histogram(np.clip(column, 0, 1), 10, (0, 1))[0]
         assert counts.sum() == len(images)
         assert np.sum((counts - 2000) ** 2 / 2000) < 44.8
-    assert len(np.unique(delta[:, 0])) > 0.9 * len(images)  # each example its own
+    assert len(np.unique(delta[:, 0])) > 0.9 * len(images)  # Each example has its own.
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int32", "int64"])
@@ -344,7 +345,7 @@ GOOD = np.full((3, 4, 4, 1), 0.5, "float32"), np.array([0, 1, 0])
         (GOOD[0], GOOD[1].astype("float32"), "`labels` must be integers.*float32"),
         (GOOD[0], GOOD[1].astype("m8[s]"), "`labels` must be integers.*timedelta"),
         (GOOD[0], np.eye(2)[GOOD[1]], r"`labels` .*\(3, 2\).*argmax"),
-        (GOOD[0], GOOD[1][:2], "`labels` must be as many as the 3 images"),
+        (GOOD[0], GOOD[1][:2], "`labels` must have one entry for each of the 3 images"),
         (GOOD[0], GOOD[1] - 1, "`labels` must be in 0..K - 1.*-1 to 0"),
         (GOOD[0], GOOD[1] + 1, r"`labels` must be in 0..1.*1 to 2"),
         (GOOD[0], [[0], [1, 2]], "`labels` is not an array"),

@@ -18,9 +18,9 @@ INFINITE = float("inf")
         (0.1, INFINITE, 1, True, (0.1, 1, 0.55)),
         (1, 3, 2, True, (1, 2, 1.5)),
         (1, 3, 2, False, (2, 3, 2.5)),
-        (1, 3, 3, True, (1, 3, 2)),  # the upper bound, tried again
+        (1, 3, 3, True, (1, 3, 2)),  # The upper bound is tried again.
         (1, 3, 3, False, (3, 3, 3)),
-        (1e9, INFINITE, 1e10, False, (1e10, INFINITE, 1e10)),  # stays finite
+        (1e9, INFINITE, 1e10, False, (1e10, INFINITE, 1e10)),  # It stays finite.
     ],
 )
 def test_binary_search(lower, upper, c, succeeded, expected):

@@ -27,7 +27,7 @@ def random(*shape, low=0.0, high=1.0, seed=1):
 
 IMAGES = random(COUNT, 4, 4, 1, low=0.2, high=0.8)
 WEIGHTS = random(16, 4, low=-1, seed=2)
-BIAS = -np.mean(IMAGES.reshape(COUNT, 16) @ WEIGHTS, 0)  # so that classes are mixed
+BIAS = -np.mean(IMAGES.reshape(COUNT, 16) @ WEIGHTS, 0)  # This mixes the classes.
 
 
 def linear(images, classes=4):
@@ -77,7 +77,7 @@ class Noisy:
 
 def traced(attack, network, images=IMAGES, labels=None, **arguments):
     labels = predicted(network, images) if labels is None else labels
-    run = tf.function(attack.run, autograph=False)  # which would only be slower
+    run = tf.function(attack.run, autograph=False)  # Autograph would only be slower.
     return run(network, images, labels, **arguments)
 
 
@@ -131,7 +131,7 @@ def test_distance_to_a_sphere():
         square = tf.reduce_sum((images - centre) ** 2, (1, 2, 3))
         return tf.stack([0.16 - square, tf.zeros_like(square)], 1)
 
-    def rows_of(images):  # the attack asks for some rows; here they are all
+    def rows_of(images):  # The attack asks for some rows; here they are all.
         return network(tf.ensure_shape(images, IMAGES.shape))
 
     attack = dataclasses.replace(ATTACK, abort_early=False, steps=300)
@@ -227,7 +227,7 @@ def test_an_image_does_not_depend_on_the_rest_of_the_batch():
 
     labels = predicted(curved).astype("int32")
     batch = run(IMAGES, labels)
-    assert len(set(batch.gradients.numpy())) > 1  # each stops by itself
+    assert len(set(batch.gradients.numpy())) > 1  # Each stops by itself.
     for i in range(COUNT):
         single = run(IMAGES[i : i + 1], labels[i : i + 1])
         np.testing.assert_allclose(single.images[0], batch.images[i], atol=1e-5)
@@ -252,7 +252,7 @@ def test_costs_are_those_of_the_network(draws):
     assert network.images == np.sum(found.gradients + found.queries)
     assert len(set(found.gradients.numpy())) > 1
     if draws is None:
-        assert not np.any(found.queries)  # the gradient's pass also judges
+        assert not np.any(found.queries)  # The pass of the gradient judges, too.
     else:
         assert np.all(found.queries > 0)
         assert not np.any(found.queries % draws)
@@ -344,7 +344,8 @@ def noisy_network():
     model = keras.Model(inputs, dense(keras.layers.Flatten()(inputs)))
     dense.kernel.assign(np.stack([signs, -signs], 1))
     images = 0.5 + random(24, 1, low=0.16, high=0.24, seed=5) * signs
-    images -= 0.5 * signs.mean() * signs  # a plane through the middle of the cube
+    # The plane goes through the middle of the cube.
+    images -= 0.5 * signs.mean() * signs
     return inject_pni(model, initial_alpha=1.0, seed=1), images.reshape(-1, 8, 8, 1)
 
 

@@ -13,7 +13,7 @@ def case(classes, *, ties=False, seed=1):
     """Logits, labels and towards that differ from the labels."""
     generator = np.random.default_rng(seed)
     logits = generator.normal(scale=3, size=(ROWS, classes))
-    if ties:  # few levels, so that most rows have several equal logits
+    if ties:  # With few levels, most rows have several equal logits.
         logits = generator.integers(-1, 2, (ROWS, classes))
     labels = generator.integers(0, classes, ROWS)
     towards = (labels + generator.integers(1, classes, ROWS)) % classes
@@ -78,7 +78,7 @@ def test_dlr(classes, ties):
     logits, labels, towards = case(classes, ties=ties)
     expected = written_dlr(logits, labels)
     if ties:
-        assert max(expected) > 1e11  # the 1e-12 matters
+        assert max(expected) > 1e11  # The 1e-12 matters.
         assert 0.0 in expected
     np.testing.assert_allclose(Goal.of(labels).dlr(logits), expected, rtol=1e-5)
     if classes == 3:
@@ -154,7 +154,7 @@ def test_logits_of_other_types(dtype, targeted):
         assert found.dtype == tf.float32
         assert np.all(np.isfinite(found))
         np.testing.assert_array_equal(found, getattr(goal, name)(single))
-    assert np.max(np.abs(goal.margin(rounded))) > 65504  # the largest float16
+    assert np.max(np.abs(goal.margin(rounded))) > 65504  # That is the largest float16.
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def test_logits_of_other_types(dtype, targeted):
         ("margin", True),
         ("cross_entropy", False),
         ("cross_entropy", True),
-        ("dlr", False),  # targeted, it asks only that the target be above the label
+        ("dlr", False),  # Targeted, it asks only that the target be above the label.
     ],
 )
 def test_ascent_reaches_the_goal(name, targeted):

@@ -60,7 +60,7 @@ class Counting:
 
 def traced(attack, network=curved, images=IMAGES, labels=ZEROS, **arguments):
     arguments = {"seed": SEED, **arguments}
-    run = tf.function(attack.run, autograph=False)  # which would only be slower
+    run = tf.function(attack.run, autograph=False)  # Autograph would only be slower.
     return run(network, images, labels, **arguments)
 
 
@@ -219,7 +219,8 @@ def test_epsilon_norm_and_settings():
     assert make_attack("apgd-dlr", norm="l2").norm == "l2"
     assert make_attack("random", norm="l2").norm == "l2"
     assert make_attack("apgd-t", "strong", restarts=2).restarts == 2
-    assert make_attack("cw", "paper", epsilon=9, steps=3).steps == 3  # has no epsilon
+    # C&W has no epsilon.
+    assert make_attack("cw", "paper", epsilon=9, steps=3).steps == 3
     assert make_attack("zoo", epsilon=9, query_noise="independent") == ZOO()
     assert not make_attack("square", early_stop=False).early_stop
 
@@ -287,7 +288,8 @@ SAVED = tf.reshape(tf.cast(tf.range(COUNT) >= 5, tf.float32), (-1, 1, 1, 1))
             with_gradient(lambda s: first(2, np.nan)(s * SAVED)),
             ["not finite on 2 of 20", "the gradient vanishes on 3 of 20"],
         ),
-        (lambda x: 1e6 * linear(x), ["the gradient vanishes on 20 of 20"]),  # saturated
+        # This network is saturated.
+        (lambda x: 1e6 * linear(x), ["the gradient vanishes on 20 of 20"]),
     ],
 )
 def test_gradient_probe(network, expected):

@@ -16,7 +16,7 @@ def random(*shape, low=0.0, high=1.0, seed=1):
     return np.random.default_rng(seed).uniform(low, high, shape).astype("float32")
 
 
-IMAGES = np.round(random(5, 4, 4, 1), 1)  # with pixels of exactly 0 and 1
+IMAGES = np.round(random(5, 4, 4, 1), 1)  # Some pixels are exactly 0 or 1.
 WEIGHTS = random(16, 3, low=-1, seed=2)
 HIDDEN, OUTPUT = random(16, 8, low=-1), random(8, 3, low=-2, high=2, seed=3)
 
@@ -115,7 +115,7 @@ def test_square_sides_follow_the_schedule():
     traced(Square(epsilon=0.1, queries=2000), flat, images, labels, seed=SEED)
     expected = [written_side(i, 1999, 0.8, 32, 32) for i in range(1999)]
     assert sides == expected
-    assert len(set(expected)) == 10  # every bound of the schedule shows
+    assert len(set(expected)) == 10  # Every bound of the schedule shows.
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_square_replayed_in_numpy(shape, fraction):
     epsilon = np.float32(0.15)
     high, low = np.clip(images + epsilon, 0, 1), np.clip(images - epsilon, 0, 1)
     raised, lowered = (first == high).all(1), (first == low).all(1)
-    assert np.all(raised ^ lowered)  # a column has one sign in each channel
+    assert np.all(raised ^ lowered)  # A column has one sign in each channel.
     assert 0.3 < raised.mean() < 0.7  # 5 standard deviations at 12 * 9 columns
 
     current, best = first, margins(network(first), labels)
@@ -156,20 +156,20 @@ def test_square_replayed_in_numpy(shape, fraction):
         for n in range(len(images)):
             rows, columns = np.flatnonzero(places[n].any(1)), places[n].any(0)
             columns = np.flatnonzero(columns)
-            assert rows.size  # no query is wasted on the image that is already kept
+            assert rows.size  # No query is wasted on the image that is already kept.
             extents += [np.ptp(rows) + 1, np.ptp(columns) + 1]
             for channel in range(channels):
                 where = changed[n, ..., channel]
                 new = proposal[n, ..., channel][where]
                 is_high = np.all(new == high[n, ..., channel][where])
                 assert is_high or np.all(new == low[n, ..., channel][where])
-        assert max(extents) == side  # of 12 squares, one at least changes at its rim
+        assert max(extents) == side  # At least one of 12 squares changes at its rim.
         value = margins(network(proposal), labels)
         better = value > best
         current = np.where(better[:, None, None, None], proposal, current)
         best = np.where(better, value, best)
     assert len(seen) >= 4
-    assert reached.all()  # also the last row and column
+    assert reached.all()  # This includes the last row and column.
     np.testing.assert_array_equal(outcome.images, current)
     np.testing.assert_array_equal(outcome.found, best > 0)
     assert outcome.found.numpy().any()
@@ -187,7 +187,7 @@ def test_square_finds_the_optimum_of_a_linear_model(towards, reevaluate):
     np.testing.assert_allclose(outcome.images, optimum, atol=1e-6)
     expected = margins(two_classes(optimum), LABELS) > 0
     np.testing.assert_array_equal(outcome.found, expected)
-    assert 0 < expected.sum() < 5  # or the verdict would not be tested
+    assert 0 < expected.sum() < 5  # Otherwise the verdict would not be tested.
 
 
 @pytest.mark.parametrize("queries", [1, 2, 60])
@@ -229,7 +229,7 @@ def test_square_reevaluates_the_kept_image_beside_the_new_one():
     attack = Square(epsilon=0.2, queries=21, reevaluate=True)
     outcome = attack.run(recording, IMAGES, LABELS, seed=SEED)
     assert len(recording.batches) == 10 and np.all(outcome.queries == 20)
-    current = recording.batches[0][::2]  # stripes
+    current = recording.batches[0][::2]  # These are the stripes.
     for batch in recording.batches:
         assert batch.shape == (10, 4, 4, 1)
         np.testing.assert_array_equal(batch[::2], current)
@@ -306,7 +306,7 @@ def test_early_stop_keeps_the_first_image_that_fools(attack):
     (found,) = np.nonzero(fooled.any(0))
     assert 0 < len(found) < 30
     first = np.where(fooled.any(0), fooled.argmax(0), 29)
-    assert len(set(first)) > 2  # so images leave one after the other
+    assert len(set(first)) > 2  # Images leave one after the other.
     recording.batches.clear()
     outcome = attack.run(recording, images, labels, seed=SEED)
     np.testing.assert_array_equal(outcome.queries, first + 1)
@@ -354,7 +354,7 @@ def test_samples_are_in_the_ball_and_in_range(norm, epsilon):
     attack = RandomSearch(epsilon=epsilon, samples=20, norm=norm)
     attack.run(recording, IMAGES, LABELS)
     asked = np.array(recording.batches)
-    assert asked.min() == 0 and asked.max() == 1  # clipped
+    assert asked.min() == 0 and asked.max() == 1  # They are clipped.
     delta = asked - IMAGES
     size = np.abs(delta).max((2, 3, 4))
     if norm == "l2":

@@ -212,7 +212,7 @@ def test_augmentation_against_the_gradient_of_a_linear_model(step):
 
 def test_augmentation_survives_saturated_probabilities():
     new = augment(lambda images: 1e4 * network("A")(images), IMAGES, LABELS, 0.1)
-    expected = optimum("A", -0.1)  # away from the wrong class
+    expected = optimum("A", -0.1)  # It leads away from the wrong class.
     wrong = np.argmax(network("A")(IMAGES), -1) != LABELS
     assert wrong.any() and not wrong.all()
     np.testing.assert_allclose(new[wrong], expected[wrong], atol=1e-6)
@@ -312,7 +312,7 @@ def test_default_model_fits_images_of_many_sizes(shape):
 
     model = train(1)
     assert model.output_shape == (None, 3)
-    if shape == (8, 8, 1):  # the seed determines all, whatever the global one is
+    if shape == (8, 8, 1):  # The seed determines all, whatever the global one is.
         keras.utils.set_random_seed(7)
         again, other = train(1), train(2)
         for weights, same in zip(model.weights, again.weights, strict=True):
@@ -333,7 +333,7 @@ def test_the_seed_sets_the_order_of_the_examples():
             rounds=1,
             epochs=3,
             batch_size=1,
-            learning_rate=1,  # an integer
+            learning_rate=1,  # It is an integer.
             seed=seed,
         )
         return model.get_weights()[0]

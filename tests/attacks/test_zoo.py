@@ -147,7 +147,7 @@ def test_coordinates_follow_the_weights():
 
 
 def test_importance_is_the_largest_change_of_the_region():
-    grid = Grid(20, 18, (20, 18, 2))  # regions of 2 x 2, the last ones whole
+    grid = Grid(20, 18, (20, 18, 2))  # Regions are 2 x 2, the last ones whole.
     modifier = random(3, 20, 18, 2, low=-1)
     expected = np.empty_like(modifier)
     for y in range(0, 20, 2):
@@ -159,7 +159,7 @@ def test_importance_is_the_largest_change_of_the_region():
 
 
 def test_importance_of_sides_that_regions_do_not_divide():
-    grid = Grid(17, 17, (17, 17, 1))  # regions of 2 x 2, the last ones cut
+    grid = Grid(17, 17, (17, 17, 1))  # Regions are 2 x 2, the last ones cut.
     modifier = np.zeros((1, 17, 17, 1), "float32")
     modifier[0, 16, 16] = -2.0
     weights = grid.unflatten(importance(grid, tf.reshape(modifier, (1, -1))))
@@ -190,7 +190,7 @@ def test_slopes_are_the_gradient(how, space):
 
 
 def test_the_second_difference_needs_a_larger_step():
-    def quadratic(images):  # margin: the sum of w x^2
+    def quadratic(images):  # Its margin is the sum of w x^2.
         values = tf.reshape(tf.square(images), (-1, COUNT)) @ WEIGHTS[:, :1]
         return tf.concat([tf.zeros_like(values), values], 1)
 
@@ -199,7 +199,7 @@ def test_the_second_difference_needs_a_larger_step():
     curvature = answers(quadratic, how="shared", difference=1e-2).curvature(1e-2)
     np.testing.assert_allclose(curvature, truth, atol=0.05)
     rounding = answers(quadratic, how="shared").curvature(1e-4) - truth
-    assert np.abs(rounding).max() > 2.0  # why the docstring warns
+    assert np.abs(rounding).max() > 2.0  # This is why the docstring warns.
 
 
 @pytest.mark.parametrize("space", ["tanh", "box"])
@@ -399,7 +399,7 @@ def test_queries_are_counted_without_a_gradient(query_noise, draws):
     assert outcome.queries.dtype == outcome.gradients.dtype == tf.int64
     assert not outcome.gradients.numpy().any()
     assert outcome.found.numpy().any()
-    if draws:  # some were asked again, on top of the 9 points of each iteration
+    if draws:  # Some were asked again, on top of the 9 points of each iteration.
         assert any(outcome.queries.numpy() % (9 * draws))
     else:
         assert not any(outcome.queries.numpy() % 9)
@@ -535,7 +535,7 @@ def test_hierarchical_attack_doubles_the_modifier():
 def test_the_modifier_survives_upscaling():
     images = random(3, 8, 8, 1, low=0.45, high=0.55)
 
-    def rising(images):  # brighter is better, and never enough
+    def rising(images):  # Brighter is better, and never enough.
         value = tf.reduce_sum(images, (1, 2, 3))[:, None]
         return tf.concat([0.0 * value, 0.01 * value - 10.0], 1)
 
@@ -554,7 +554,7 @@ def test_the_modifier_survives_upscaling():
 def test_importance_moves_the_queries_to_what_changed(importance_sampling):
     images = random(2, 16, 16, 1, low=0.45, high=0.55)
 
-    def network(images):  # only the left quarter matters
+    def network(images):  # Only the left quarter matters.
         value = 0.1 * tf.reduce_sum(images[:, :, :4], (1, 2, 3))[:, None]
         return tf.concat([0.0 * value, value - 10.0], 1)
 
@@ -565,7 +565,7 @@ def test_importance_moves_the_queries_to_what_changed(importance_sampling):
         upscale_at=(40,),
         binary_search_steps=1,
         importance_sampling=importance_sampling,
-        difference=1e-2,  # rounding must not move what has no slope
+        difference=1e-2,  # Rounding must not move what has no slope.
         learning_rate=0.01,
     )
     tf.function(zoo.run, autograph=False)(
@@ -631,7 +631,7 @@ def test_differences_over_a_random_network(location, how, low, high):
 def test_a_lucky_draw_is_no_success():
     draw = tf.Variable(0)
 
-    def coin(images):  # fooled at every second pass
+    def coin(images):  # It is fooled at every second pass.
         fooled = tf.cast(draw.assign_add(1) % 2, tf.float32)
         return constant(images) + fooled * tf.constant([0.0, 9.0, 0.0])
 

@@ -79,7 +79,7 @@ class TestTrainFlags:
             (["--no_such_flag=1"], ["no_such_flag"]),
             (["digits"], ["expected 0 arguments", "digits"]),
             (["--", "--epochs=2"], ["expected 0 arguments", "--epochs=2"]),
-            (["--pni=q"], ["--pni=q", "from: w, a-a, a-b, i"]),
+            (["--pni=q"], ["--pni=q", "one of: w, a-a, a-b, i"]),
             (["--epochs=2147483648"], ["--epochs=2147483648", "to 2147483647"]),
             (["--run_dir=a "], ["--run_dir=a ", "empty"]),
             (["--run_dir=a\n--epochs=1"], ["'--run_dir=a\\n--epochs=1'", "line break"]),
@@ -197,7 +197,7 @@ class TestRunDirectory:
         ):
             assert f"\n  {line}\n" in result.err
         assert (folder / "run" / "flags.cfg").read_text() == before
-        assert_refused(command(train, *first), "stopped here")  # goes on
+        assert_refused(command(train, *first), "stopped here")
 
     def test_a_run_of_an_earlier_version_goes_on(
         self, command, folder, stop_before_tensorflow
@@ -260,7 +260,7 @@ class TestRunDirectory:
             other.stdout.readline()
             argv = ["--run_dir=run", "--seed=9"]
             assert_refused(command(train, *argv), "--run_dir=run is in use")
-            other.kill()  # a process that was killed holds nothing
+            other.kill()  # A process that was killed holds nothing.
         assert "--seed=9" not in (folder / "run" / "flags.cfg").read_text()
         assert_refused(command(train, *argv), "stopped here")
 
@@ -765,7 +765,7 @@ class TestApp:
         monkeypatch.setattr(app, "import_tensorflow", stop)
         result = command(train, "--run_dir=run")
         assert result.status == 143
-        assert result.err == "\nInterrupted. The same command goes on.\n"
+        assert result.err == "\nInterrupted. Run the same command again to continue.\n"
 
 
 class TestInAnotherProcess:

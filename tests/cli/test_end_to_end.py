@@ -328,7 +328,7 @@ class TestTraining:
         for name, alpha in alphas(network).items():
             found = float(rows[-1][f"alpha/{name}"])
             assert found == pytest.approx(abs(float(alpha)))
-            assert found != 0.25  # it was trained
+            assert found != 0.25  # It was trained.
         for name in ("clean", "adversarial"):
             for kind in ("loss", "accuracy"):
                 values = [float(row[f"val_{name}_{kind}"]) for row in rows]
@@ -387,7 +387,7 @@ class TestResuming:
             code, _, err = found[name]
             assert code == status, err
             assert "Traceback" not in err
-            said = "Interrupted. The same command goes on." in err
+            said = "Interrupted. Run the same command again to continue." in err
             assert said is (name != "kill")
 
     def test_goes_on_where_it_stopped(self, jobs):
@@ -479,9 +479,9 @@ class TestDevices:
 
     def test_two_workers_stop_together_and_go_on(self, jobs, folder):
         found = jobs["workers"].result()
-        (chief, worker) = found["SIGTERM"]  # which one of them got
+        (chief, worker) = found["SIGTERM"]  # One of them got the signal.
         assert (chief[0], worker[0]) == (143, 143)
-        assert "The same command goes on" in chief[2]
+        assert "Run the same command again to continue" in chief[2]
         (chief, worker) = found["SIGKILL"]
         assert (chief[0], worker[0]) == (75, -signal.SIGKILL)
         # TensorFlow reports the broken connection before.
@@ -535,7 +535,7 @@ class TestEvaluate:
             mean = 100 * found["accuracy_mean"]
             assert float(cell.split("±")[0]) == pytest.approx(mean, abs=0.005)
             assert found["images"] == 30
-            if row == "PGD-2":  # of a run directory, epsilon is that of the run
+            if row == "PGD-2":  # The epsilon of a run directory is that of the run.
                 assert "epsilon=0.1," in found["attack"]
 
     def test_the_source_of_a_model_changes_nothing(self, jobs, folder):
@@ -545,7 +545,7 @@ class TestEvaluate:
             found.append(read_csv(folder / output / "per_example.csv"))
         for each in found[1:]:
             assert len(each) == len(found[0]) == 2 * 2 * 30
-            assert each == found[0]  # the draws of the noise too
+            assert each == found[0]  # The draws of the noise agree, too.
 
     def test_clean_images_are_those_of_the_run(self, jobs, folder):
         jobs["full evaluated"].result()
@@ -570,7 +570,10 @@ class TestAttacks:
         found = jobs["attacked"].result()
         for name, status in (("SIGINT", 130), ("SIGTERM", 143)):
             assert found[name][0] == status
-            assert found[name][2] == "\nInterrupted. The same command goes on.\n"
+            assert (
+                found[name][2]
+                == "\nInterrupted. Run the same command again to continue.\n"
+            )
         for name in ("whole", "parts"):
             assert (found[name][0], found[name][2]) == (0, "")
         # What had been finished was not done again.

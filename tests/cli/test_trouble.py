@@ -90,7 +90,7 @@ def train(run_dir, limit=None, wait=None):
 
 
 def test_a_full_disk_loses_nothing(tmp_path):
-    """The first checkpoint does not fit; with space, the same command goes on."""
+    """The first checkpoint does not fit; with space, the same command continues."""
     status, _, err = train(tmp_path / "run", limit=20_000)
     assert status == 2
     assert "error: cannot write" in err
@@ -109,8 +109,8 @@ def test_a_run_directory_that_is_deleted_ends_the_run(tmp_path):
     assert "error: cannot write" in err
     assert "No such file or directory" in err
     assert len(err.splitlines()) == 1
-    assert not run_dir.exists()  # and no half of it
-    # What was there still goes on.
+    assert not run_dir.exists()  # Not even a part of it is left.
+    # What was there can still be continued.
     status, _, err = train(tmp_path / "moved")
     assert (status, err) == (0, "")
 

@@ -141,7 +141,7 @@ def meet(calls, timeout):
 @pytest.mark.parametrize("count", [2, 5])
 def test_all_meet(count):
     hosts = addresses(count)
-    order = [*range(1, count), 0]  # the chief comes last
+    order = [*range(1, count), 0]  # The chief comes last.
     assert meet([(Cluster(hosts, i), "same") for i in order], 30) == [None] * count
     # The ports are free again, for TensorFlow.
     for host in hosts:
@@ -191,7 +191,7 @@ def test_strangers_are_ignored(says):
         target=lambda: raised.extend(meet([(Cluster(hosts, 0), "")], 30))
     )
     chief.start()
-    while True:  # until the chief listens
+    while True:  # Try until the chief listens.
         try:
             stranger = socket.create_connection(("127.0.0.1", port))
             break

@@ -279,7 +279,7 @@ def test_a_worker_that_dies_while_they_connect_is_named_in_time(tmp_path):
     )
     (tmp_path / "script.py").write_text(code)
     chief = command(tmp_path / "script.py")
-    while True:  # until the chief listens
+    while True:  # Try until the chief listens.
         try:
             rendezvous(Cluster(hosts, 1), agree_on="", timeout=1)
             break
@@ -293,7 +293,7 @@ def test_a_worker_that_dies_while_they_connect_is_named_in_time(tmp_path):
 def test_missing_accelerators():
     with pytest.raises(ValueError, match="No TPU 'local' can be used"):
         connect(TrainingDevices(strategy="tpu"))
-    with pytest.raises(ValueError, match="--strategy must be from"):
+    with pytest.raises(ValueError, match="--strategy must be one of: none, mirrored"):
         connect(TrainingDevices(strategy="mirror"))
 
 

@@ -70,7 +70,7 @@ class TestOnePixel:
         expected = scipy.stats.norm.ppf(probability - 0.05) * 0.2537 / 0.5
         assert (cohen.radii >= np.maximum(expected, 0)).all()
         assert cohen.accuracy() == 0.8
-        assert cohen.accuracy(0.2) == 0.4  # the last pixel is certified to be wrong
+        assert cohen.accuracy(0.2) == 0.4  # The last pixel is certified to be wrong.
         assert cohen.accuracy(0.5) == 0.0
         exact = by_method["PixelDP, Clopper-Pearson"].radii
         assert (exact >= by_method["PixelDP, Hoeffding"].radii).all()
@@ -110,7 +110,7 @@ class TestOnePixel:
 class TestStatistics:
     """Radii from given counts, and where the counts come from."""
 
-    images = np.full([6, 1, 1, 1], 0.49, "float32")  # close to the boundary
+    images = np.full([6, 1, 1, 1], 0.49, "float32")  # This is close to the boundary.
     labels = np.zeros(6, int)
 
     def record(self, monkeypatch, counts=None):
@@ -163,7 +163,7 @@ class TestStatistics:
         assert min(expected) > 0
         np.testing.assert_allclose(exact.radii, expected, rtol=1e-6)
 
-        assert cohen.predictions.tolist() == [0, 0]  # those of the selection
+        assert cohen.predictions.tolist() == [0, 0]  # The selection predicts these.
         lower = beta.ppf(0.03, 900, 101)
         expected = scipy.stats.norm.ppf(lower) * scale / 0.5
         np.testing.assert_allclose(cohen.radii, [expected, 0], rtol=1e-6)
@@ -288,9 +288,9 @@ def test_attacks_do_not_beat_certificates_on_digits():
             tf.constant(labels[chosen]),
         )
         distance = np.linalg.norm(adversarial - images[chosen], axis=(1, 2))
-        assert distance.mean() > 0.9 * radius  # the attack went to the edge
+        assert distance.mean() > 0.9 * radius  # The attack went to the edge.
         found = target.predict_mean(adversarial, 500).argmax(-1)
-        if certificate.method != METHODS[0]:  # their predictions are votes
+        if certificate.method != METHODS[0]:  # The others predict by votes.
             found = votes(target, adversarial, 500)
         np.testing.assert_array_equal(found, labels[chosen])
         attacked += chosen.sum()

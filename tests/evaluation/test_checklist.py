@@ -162,7 +162,7 @@ class TestJudge:
         (("long",), [LONG]),
         (("restarts",), [RESTARTS]),
         (("apgd-ce", "apgd-dlr"), [APGD]),
-        (("apgd-dlr",), []),  # two classes
+        (("apgd-dlr",), []),  # There are two classes.
         (("frozen",), [FROZEN]),
         (("noise off",), [OFF]),
         (("twin",), [TWIN]),
@@ -377,7 +377,7 @@ class TestRun:
         np.testing.assert_array_equal(
             found.headline.predictions, union(within).predictions
         )
-        assert len(set(seen)) == len(seen)  # each row has a file of its own
+        assert len(set(seen)) == len(seen)  # Each row has a file of its own.
         self.check_reports(found)
 
 

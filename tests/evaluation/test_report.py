@@ -164,7 +164,7 @@ class TestCosts:
             "with PNI",
             "PGD-7",
             "66.67",
-            f"{100 * 4 / 6:.2f}",  # images 0 and 2 are wrong in two draws each
+            f"{100 * 4 / 6:.2f}",  # Images 0 and 2 are wrong in two draws each.
             "0.2",
             f"{linf:.4g}",
             "3,000",
@@ -183,7 +183,7 @@ class TestCosts:
         plain = attacked([[0, 1, 2]], name="PGD-7")
         mean = attacked([[0, 1, 2]], name="PGD-7 EOT-20", expectation=20)
         assert "PGD-7 EOT-20" not in report.format_costs({"a": [plain, mean]})
-        assert "PGD-7 EOT-20" in report.format_costs({"a": [mean]})  # alone
+        assert "PGD-7 EOT-20" in report.format_costs({"a": [mean]})  # It is alone here.
         mean = dataclasses.replace(mean, stochastic=True)
         assert "PGD-7 EOT-20" in report.format_costs({"a": [plain, mean]})
 

@@ -52,7 +52,7 @@ class TestResult:
         assert found.vote == pytest.approx(vote)
         assert found.worst == pytest.approx(worst)
         for number in (found.mean, found.std, found.vote, found.worst):
-            assert type(number) is float  # else it is no JSON
+            assert type(number) is float  # Otherwise it would not be JSON.
 
     def test_statistics_of_many(self):
         generator = np.random.default_rng(0)

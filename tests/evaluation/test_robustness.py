@@ -50,7 +50,7 @@ def some_images(count=4, shape=SHAPE):
 def noisy_model(**options):
     model = keras.Sequential([keras.Input(SHAPE), layers.Flatten(), layers.Dense(4)])
     kernel = np.random.default_rng(1).normal(size=(6, 4))
-    model.set_weights([kernel, -0.5 * kernel.sum(0)])  # all classes are as likely
+    model.set_weights([kernel, -0.5 * kernel.sum(0)])  # All classes are equally likely.
     return inject_pni(model, seed=1, **options)
 
 
@@ -121,7 +121,8 @@ class TestDraws:
         np.testing.assert_array_equal(expectation.predictions, pgd.predictions)
         assert expectation.scenario is scenarios[2]
         assert expectation.summary()["expectation"] == 1
-        assert (fgsm.predictions == 10).all()  # two calls of the attack, not 40
+        # There were two calls of the attack, not 40.
+        assert (fgsm.predictions == 10).all()
         assert counter.numpy() == 11
 
     def test_a_stochastic_target_runs_each_expectation(self):
@@ -160,7 +161,7 @@ def linear_target(seed=0, classes=2, shape=SHAPE):
     """A linear classifier without noise, and its kernel and bias."""
     generator = np.random.default_rng(seed)
     kernel = generator.normal(size=(math.prod(shape), classes)).astype("float32")
-    bias = -0.5 * kernel.sum(0)  # grey is on the boundary
+    bias = -0.5 * kernel.sum(0)  # Grey is on the boundary.
     target = load_target(
         lambda x: tf.reshape(x, [-1, math.prod(shape)]) @ kernel + bias,
         image_shape=shape,
@@ -196,11 +197,11 @@ class TestDeterministic:
         assert [r.scenario.name for r in found] == [*names, "PGD-10 EOT-20"]
         assert found[0].mean == pytest.approx(clean)
         for each in found[1:]:
-            if each.scenario.name != "PGD-1":  # which may start on the wrong side
+            if each.scenario.name != "PGD-1":  # This one may start on the wrong side.
                 assert each.mean == pytest.approx(robust), each.scenario.name
         assert clean >= found[-3].mean >= robust  # PGD-1
         assert [r.std for r in found] == [0] * len(found)
-        for each in found[1:]:  # no noise: what is claimed is so
+        for each in found[1:]:  # Without noise, what is claimed is so.
             np.testing.assert_array_equal(each.claimed, each.predictions[0] != labels)
             assert each.claimed_accuracy == pytest.approx(each.mean)
 
@@ -231,7 +232,7 @@ class TestDeterministic:
             )
         sign = np.sign(kernel[:, 1] - kernel[:, 0]).reshape(SHAPE)
         towards = np.where(labels == 0, 1, -1)[:, None, None, None]
-        for each in attacked[:2]:  # both reach the corner
+        for each in attacked[:2]:  # Both reach the corner.
             np.testing.assert_allclose(
                 each.images, self.IMAGES + 0.1 * sign * towards, atol=1e-6
             )
@@ -321,7 +322,7 @@ class TestWarnings:
             Scenario(name="random", attack=RandomSearch(samples=1)),
         ]
         images = some_images()
-        images[:2] = 0.5  # where no class leads, so the gradient is there
+        images[:2] = 0.5  # No class leads there, so there is a gradient.
         labels = np.append([0, 0], target.predict(images[2:]))
         clean, weak, random = evaluate_robustness(target, images, labels, rows)
         assert clean.warnings == random.warnings == (saturated,)

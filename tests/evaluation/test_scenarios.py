@@ -296,7 +296,7 @@ class TestSuites:
         assert isinstance(zoo, ZOO) and zoo.query_noise == noise
         assert transfer.attack == pgd
         assert transfer.source is other
-        assert transfer.source_draws == 20  # the source is random
+        assert transfer.source_draws == 20  # The source is random.
 
     @pytest.mark.parametrize("kind", ["deterministic", "stochastic"])
     def test_strong(self, kind):
@@ -317,7 +317,7 @@ class TestSuites:
             ),
             "Square": Square(
                 epsilon=0.1,
-                queries=2000 if random else 1000,  # two for each square
+                queries=2000 if random else 1000,  # Each square takes two.
                 early_stop=not random,
                 reevaluate=random,
             ),

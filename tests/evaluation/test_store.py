@@ -1,4 +1,4 @@
-"""An evaluation that is interrupted goes on, and gives what it would have given."""
+"""An interrupted evaluation can be continued, and gives what it would have given."""
 
 import contextlib
 import dataclasses
@@ -294,7 +294,7 @@ class TestChanged:
         (found,) = self.evaluate(target, tmp_path, row, **numbers)
         assert calls.numpy() == 1
         np.testing.assert_array_equal(found.predictions, first[0].predictions)
-        json.dumps(found.summary())  # raises if it is no JSON
+        json.dumps(found.summary())  # It raises an error unless this is JSON.
 
 
 class TestFile:
@@ -348,7 +348,7 @@ class TestFile:
             if read is None:
                 noticed += 1
                 continue
-            assert set(read) == set(self.ARRAYS)  # as in a changed date
+            assert set(read) == set(self.ARRAYS)  # A changed date would look like this.
             for name, array in self.ARRAYS.items():
                 np.testing.assert_array_equal(read[name], array)
         assert noticed > 0.7 * len(damaged)
@@ -400,7 +400,8 @@ class TestFile:
             target, IMAGES, LABELS, ROWS[:1], store=store, **OPTIONS
         )
         assert_same(found, expected[:1])
-        assert calls.numpy() == {2: 24, 3: 36}[finished]  # two batches, or all three
+        # Two batches remain, or all three.
+        assert calls.numpy() == {2: 24, 3: 36}[finished]
 
     def test_content(self, target, tmp_path):
         attacks = {
@@ -420,7 +421,7 @@ class TestFile:
             assert set(file.files) == {"settings", "labels", "predictions", "selection"}
             np.testing.assert_array_equal(file["predictions"], clean.predictions)
         for found, norm in zip(attacked, ("linf", "l2"), strict=True):
-            assert found.images is None  # they may be large, and lie in the file
+            assert found.images is None  # They may be large, and are in the file.
             with np.load(store.path(found.scenario.name)) as file:
                 content = {name: file[name] for name in file.files}
             settings = json.loads(str(content.pop("settings")))
@@ -456,7 +457,7 @@ def test_file_digest(tmp_path):
     assert digest != file_digest(write("c.keras", "weight"))
     write("one/saved_model.pb", "graph")
     write("one/variables/data", "weights")
-    write("two/variables/data", "weights")  # in another order
+    write("two/variables/data", "weights")  # It is another order.
     write("two/saved_model.pb", "graph")
     first = file_digest(tmp_path / "one")
     assert first == file_digest(tmp_path / "two")

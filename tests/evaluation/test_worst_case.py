@@ -98,7 +98,7 @@ class TestUnion:
         for results in ([lucky, chosen], [chosen, lucky]):
             found = union(results)
             np.testing.assert_array_equal(found.predictions, [[0, 1], [0, 0]])
-            assert found.mean == 0.75  # the minimum over the predictions would be 0
+            assert found.mean == 0.75  # The minimum over the predictions would be 0.
 
     def test_of_equals_the_one_that_does_best_on_all_images(self):
         weak = result([0, 0], [[2, 2]], [[1, 0]])
@@ -125,7 +125,7 @@ class TestUnion:
         """As above; 1,000 draws and 5 standard deviations, or one run in a million."""
         generator = tf.random.Generator.from_seed(0)
 
-        def logits(images):  # which do not matter
+        def logits(images):  # The images do not matter.
             return generator.uniform([tf.shape(images)[0], 2]) + 0 * images[:, 0, :2, 0]
 
         target = load_target(logits, image_shape=SHAPE)
@@ -165,14 +165,15 @@ class TestWorstCases:
         results = [
             self.of(None, [0, 1, 0]),
             self.of(FGSM(epsilon=0.1), [1, 0, 0]),
-            self.of(CarliniWagnerL2(), [1, 1, 1]),  # no ball
+            self.of(CarliniWagnerL2(), [1, 1, 1]),  # It has no ball.
         ]
         assert worst_cases(results) == []
         transfer = Transfer(attack=PGD(epsilon=0.1), source=lambda images: images)
         results.append(self.of(transfer, [0, 0, 0]))
         (found,) = worst_cases(results)
         assert found.scenario == Scenario(name="worst case")
-        np.testing.assert_array_equal(found.predictions, [[1, 1, 0]])  # clean ones too
+        # This includes the clean ones.
+        np.testing.assert_array_equal(found.predictions, [[1, 1, 0]])
 
     def test_several_balls(self):
         results = [
@@ -221,7 +222,7 @@ def test_transfer_both_ways(source, target):
         assert set(each.queries) == {1}
         assert set(each.gradients) == {6}
     transfer, white_box = found
-    assert white_box.mean < transfer.mean - 0.1  # the corners are not the same
+    assert white_box.mean < transfer.mean - 0.1  # The corners are not the same.
     assert transfer.scenario.name == f"transfer from {source}"
     (worst,) = worst_cases(found)
     np.testing.assert_array_equal(worst.predictions, white_box.predictions)
@@ -272,7 +273,7 @@ class TestTargeted:
         shifts = (found.towards - labels) % 4
         np.testing.assert_allclose(np.bincount(shifts, minlength=4)[1:], 200, atol=60)
         first, second, _ = np.split(shifts, 3)
-        assert (first != second).any()  # each batch has numbers of its own
+        assert (first != second).any()  # Each batch has numbers of its own.
         again = self.evaluate("random", images, labels, batch_size=200)
         np.testing.assert_array_equal(again.towards, found.towards)
         other = self.evaluate("random", images, labels, batch_size=200, seed=1)

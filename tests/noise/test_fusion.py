@@ -87,7 +87,7 @@ def assert_same(model, images=None, training=False, tolerance=TOLERANCE):
     expected = everything(model, model, images, training)
     found = everything(fused, model, images, training)
     assert len(found) == len(expected)
-    assert np.ptp(expected[0]) > 0.01  # something comes out
+    assert np.ptp(expected[0]) > 0.01  # Something comes out.
     for a, b in zip(found, expected, strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * (1 + abs(b).max()))
     return fused
@@ -381,7 +381,7 @@ def test_models_that_are_returned_as_they_are():
     opaque(examples())
     for model in (
         Subclassed(),
-        keras.Sequential(conv_and_norm()),  # not built
+        keras.Sequential(conv_and_norm()),  # It is not built.
         keras.Sequential([keras.Input(SHAPE), kl.Conv2D(3, 3)]),
         Tripled(inputs, kl.BatchNormalization()(inputs)),
         keras.Model([inputs, maybe], kl.BatchNormalization()(inputs)),
@@ -439,7 +439,7 @@ def test_regularised_normalisation_keeps_its_loss(training):
     assert len(expected) == 2
 
 
-DTYPES = [  # of the convolution and of batch normalisation
+DTYPES = [  # Of the convolution and of batch normalisation.
     ("float32", "float64"),
     ("float32", "bfloat16"),
     ("mixed_float16", "float32"),

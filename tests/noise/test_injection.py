@@ -65,7 +65,7 @@ def test_each_location_of_table_2(location, keys):
     for count, alpha in enumerate(
         alpha for w in graph.noise_wrappers(noisy) for alpha in w.alphas
     ):
-        alpha.assign(0.2 + 0.1 * count)  # hybrids have independent alphas
+        alpha.assign(0.2 + 0.1 * count)  # Hybrids have independent alphas.
     expected = by_hand(source, noisy, images)
     np.testing.assert_allclose(noisy(images), expected, rtol=1e-4, atol=1e-4)
 

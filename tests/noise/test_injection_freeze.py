@@ -39,7 +39,7 @@ def test_freeze_is_deterministic_and_a_copy(make, count):
         for ours, theirs in zip(frozen.weights, strip_noise(noisy).weights, strict=True)
         if np.any(ours.numpy() != theirs.numpy())
     ]
-    assert len(moved) == count  # every kernel, and nothing but kernels
+    assert len(moved) == count  # Only kernels moved, and all of them.
 
 
 @pytest.mark.parametrize(
@@ -117,5 +117,5 @@ def test_freeze_of_other_locations(location):
     np.testing.assert_allclose(frozen(images[1:2]), outputs[1:2], rtol=1e-4, atol=1e-5)
     assert not np.any(np.equal(freeze_noise(noisy, 2)(images), outputs))
     assert set(alphas(frozen).values()) == {np.float32(0.7)}
-    kept = [key for key in alphas(noisy) if "." in key]  # weight noise is baked in
+    kept = [key for key in alphas(noisy) if "." in key]  # Weight noise is baked in.
     assert list(alphas(frozen)) == kept

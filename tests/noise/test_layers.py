@@ -182,7 +182,7 @@ def test_shapes_of_alpha(name, granularity):
 def test_channelwise_alpha_moves_its_output_channel_and_no_other(name):
     layer, images = build(name, "channelwise")
     for kernel in layer.kernels:
-        if kernel.name == "pointwise_kernel":  # shows the depthwise stage as it is
+        if kernel.name == "pointwise_kernel":  # It shows the depthwise stage as it is.
             kernel.assign(np.eye(6).reshape(kernel.shape))
     clean = layer.layer(images)
     for alpha in layer.alphas:

@@ -33,7 +33,7 @@ def test_contract_of_a_keras_layer(wrapper, dtype):
     images = values_of((2, 5, 5, 3))
 
     config = layer.get_config()
-    json.dumps(config)  # plain enough for a `.keras` file
+    json.dumps(config)  # It is plain enough for a `.keras` file.
     assert wrapper.from_config(layer.get_config()).get_config() == config
     revived = keras.saving.deserialize_keras_object(
         keras.saving.serialize_keras_object(layer)
@@ -42,9 +42,10 @@ def test_contract_of_a_keras_layer(wrapper, dtype):
     assert revived.get_config() == config
 
     revived.build((None, 5, 5, 3))
-    assert len(revived.trainable_weights) == 3  # kernel, bias and alpha
+    assert len(revived.trainable_weights) == 3  # These are kernel, bias and alpha.
     assert len(revived.non_trainable_weights) == 0
-    assert len(revived.non_trainable_variables) == 1  # the state of the generator
+    # This is the state of the generator.
+    assert len(revived.non_trainable_variables) == 1
     assert all(w.dtype == "float32" for w in revived.alphas)
 
     symbolic = layer(keras.KerasTensor((None, 5, 5, 3)))
@@ -118,8 +119,9 @@ def test_activity_regularizer_counts_once(wrapper):
     layer = wrapper(dense, initial_alpha=0.0)
     model = keras.Sequential([keras.Input((4,)), layer])
     images = values_of((2, 4))
-    expected = 0.5 * np.sum(dense(images).numpy() ** 2) / 2  # over the batch
-    for _ in range(2):  # the second call replaces what the first has added
+    # It is the mean over the batch.
+    expected = 0.5 * np.sum(dense(images).numpy() ** 2) / 2
+    for _ in range(2):  # The second call replaces what the first has added.
         model(images)
         np.testing.assert_allclose(model.losses, [expected], rtol=1e-5)
     _, _, losses = model.stateless_call(
@@ -297,6 +299,6 @@ def test_replicas_share_weight_noise_and_not_activation_noise(mirrored_strategy)
         assert shared or not np.any(first == second)
         assert not any(np.any(first == other) for other in following)
         np.testing.assert_array_equal(layer.seed_generator.state, np.add(state, [0, 2]))
-        if shared:  # and it is the noise of one device
+        if shared:  # It is also the noise of one device.
             layer.seed_generator.state.assign(state)
             np.testing.assert_allclose(layer(images), first, rtol=1e-5)

@@ -65,7 +65,8 @@ def test_sensitivity_is_bounded_during_training(strategy, mirrored_strategy, tmp
     convolution = loaded.get_layer("conv0_pixeldp_noise").layer
     kernel = convolution.kernel.numpy()
     assert np.abs(kernel - before).max() > 1e-4
-    entries = tf.reshape(tf.eye(64), [64, 8, 8, 1]) / 0.4  # of the normalisation
+    # The normalisation divides by 0.4.
+    entries = tf.reshape(tf.eye(64), [64, 8, 8, 1]) / 0.4
     outputs = tf.nn.conv2d(entries, kernel, 1, "SAME")
     matrix = tf.reshape(outputs, [64, -1]).numpy()
     exact = np.linalg.svd(matrix, compute_uv=False)[0]
@@ -267,7 +268,7 @@ def test_bounds_the_unrolled_operator(kernel, size, padding, stride, dilation):
     bound = convolution_sensitivity(kernel, size, **options).numpy()
     exact = np.linalg.svd(matrix, compute_uv=False)[0]
     assert exact <= bound * (1 + 1e-5)
-    if stride == 1:  # a stride leaves out outputs, which the bound counts
+    if stride == 1:  # A stride leaves out outputs that the bound counts.
         assert bound <= 1.25 * exact
     bound = convolution_sensitivity(kernel, size, norm="l1", **options).numpy()
     exact = np.abs(matrix).sum(1).max()

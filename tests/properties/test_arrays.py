@@ -166,7 +166,7 @@ def test_other_forms_of_the_same_arrays(call, expected, kind, images, labels, ta
     st.booleans(),
 )
 def test_wrong_arrays_are_refused(call, asked, targeted):
-    assume(not (targeted and asked[2] is None))  # which is untargeted
+    assume(not (targeted and asked[2] is None))  # That would be untargeted.
     with pytest.raises((ValueError, TypeError)) as error:
         call(*asked, targeted)
     words = "`images`|`labels`|`towards`|incompatible with the layer"

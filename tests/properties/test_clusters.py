@@ -46,7 +46,7 @@ ODD = st.sampled_from(
         *(["a:１"], ["a:0x1"], ["a\x00b:1"], ["a:1\n"], 1e400, "\ud800", {"worker": 1}),
         *({"ps": ["a:1"]}, {"chief": ["b:1", "c:1"]}, [["type", "worker"]]),
     )
-).map(copy.deepcopy)  # because they are changed further
+).map(copy.deepcopy)  # They are changed further.
 
 
 @st.composite
@@ -155,7 +155,7 @@ def test_slurm(changes):
             found = find_cluster()
         except ValueError as error:
             assert re.search("srun|TF_CONFIG", str(error))
-            assert changes  # else nothing was wrong
+            assert changes  # Otherwise nothing was wrong.
             return
     assert found.index == int(environment["SLURM_PROCID"])
     assert (
@@ -203,7 +203,7 @@ def test_strangers_at_the_meeting_are_ignored(says):
     hosts = addresses(2)
 
     def stranger():
-        while True:  # until the chief listens
+        while True:  # Try until the chief listens.
             try:
                 port = int(hosts[0].rpartition(":")[2])
                 with socket.create_connection(("127.0.0.1", port)) as connection:
@@ -215,7 +215,7 @@ def test_strangers_at_the_meeting_are_ignored(says):
 
     try:
         index = json.loads(says)["index"]
-        assume(index != 1)  # which is what a worker says
+        assume(index != 1)  # A worker says that.
     except (ValueError, TypeError, LookupError, RecursionError):
         pass
     assert together(lambda: meet(hosts, 0), stranger) == [None, None]

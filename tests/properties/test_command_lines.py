@@ -37,7 +37,7 @@ def typed_flags(draw, command):
             form = "--{}={}"
         words += [f"--{name}", text] if " " in form else [form.format(name, text)]
     if draw(st.integers(0, 9)) == 0:
-        words.append(draw(st.sampled_from((*TYPOS, "--seed"))))  # and no value for it
+        words.append(draw(st.sampled_from((*TYPOS, "--seed"))))  # It lacks a value.
         wrong = True
     return words, None if wrong else meanings
 

@@ -30,7 +30,8 @@ ODD_LINES = (
     *("--epochs=3 # comment", "\ufeff--epochs=3", "--data_dir=é 😀", "--run_dir=x\ty"),
     *("--adversarial", "--noadversarial", "[train]", "--=", "--seed=1\x0c"),
 )
-_PLAIN = sorted(set(TRAIN) - {"strategy", "cpu_devices"})  # rarely a contradiction
+# These rarely contradict each other.
+_PLAIN = sorted(set(TRAIN) - {"strategy", "cpu_devices"})
 _LINES = st.sampled_from(_PLAIN).flatmap(
     lambda name: st.builds(
         "{}{}={}".format,
@@ -71,7 +72,7 @@ def meaning(files, name, including=()):
         match = re.fullmatch(r"--?(\w+)(?:=(.*))?", plain(line), re.ASCII)
         flag, value = match.groups() if match else ("", None)
         if line == "--" and not ended:
-            ended = True  # nothing may follow
+            ended = True  # Nothing may follow.
         elif ended:
             raise Invalid
         elif flag == "flagfile" and value in files:

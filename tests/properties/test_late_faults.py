@@ -68,7 +68,7 @@ ATTACKS = {
 }
 COUNTS = ("steps", "restarts", "queries", "samples", "iterations", "attack_size")
 NUMBERS = ("epsilon", "step_size", "confidence", "learning_rate", "initial_const")
-NEVER = ("-1", "true", "none", "word", "1:2", "-0.5")  # fine for neither
+NEVER = ("-1", "true", "none", "word", "1:2", "-0.5")  # They are fine for neither.
 NOT_FOR_COUNTS = ("1.5", "1/3", "1e30", "1e-30")
 
 
@@ -146,7 +146,8 @@ def test_settings_of_attacks(model, chosen):
     quick = ATTACKS[name]
     more = "" if quick.startswith(f"{key}=") else quick
     wrong = value in NEVER or (value in NOT_FOR_COUNTS and key in COUNTS)
-    wrong = wrong and (key, value) != ("attack_size", "none")  # the whole image
+    # It means the whole image.
+    wrong = wrong and (key, value) != ("attack_size", "none")
     settings = ",".join(filter(None, (f"{key}={value}", more)))
     # An attack may lack the setting.
     evaluate(model, [f"--attacks={name}({settings})"], False if wrong else None)

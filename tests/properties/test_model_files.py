@@ -172,7 +172,7 @@ def test_damaged_exports(models, data):
         else:
             file.write_bytes(other.read_bytes())
             other.write_bytes(content)
-        if kind == "unlisted":  # which the other sums do not show
+        if kind == "unlisted":  # The other sums do not show it.
             sums = folder / "assets.extra" / "SHA256SUMS"
             lines = sums.read_bytes().splitlines(keepends=True)
             name = str(file.relative_to(folder)).encode()

@@ -15,7 +15,7 @@ from hypothesis.extra import numpy as npst
 
 from pni_tf.evaluation import ResultStore
 
-# What may change when a run goes on: where things lie, and who computes.
+# What may change when a run is continued: where things lie, and who computes.
 FREE = {
     *("run_dir", "data_dir", "download", "strategy", "cluster_timeout", "cpu_devices"),
     *("tpu", "checkpoint_steps", "checkpoint_minutes", "keep_checkpoints"),
@@ -38,12 +38,12 @@ def begin(folder, flags, run_dir="run"):
 
 
 def check_going_on(first, second):
-    """The second command goes on where the first stopped, or is refused by name."""
+    """The second command continues where the first stopped, or is refused by name."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         ours = begin(folder, first).values
         theirs = begin(folder, second, run_dir="another").values
-        (folder / "run" / "checkpoints").mkdir()  # so there is something to lose
+        (folder / "run" / "checkpoints").mkdir()  # Now there is something to lose.
         before = contents(folder)
         answer = begin(folder, second)
         differing = {n for n in FLAGS["train"] if ours[n] != theirs[n]} - FREE

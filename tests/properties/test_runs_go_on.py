@@ -1,4 +1,4 @@
-"""After an accident to its files a run goes on to the same numbers, or is refused."""
+"""After an accident to its files a run continues to the same numbers, or is refused."""
 
 import csv
 import hashlib
@@ -65,7 +65,7 @@ def damage(draw, path):
     kind = draw(st.sampled_from(kinds))
     if kind == "missing":
         path.unlink()
-    elif kind == "half":  # written when the power went
+    elif kind == "half":  # The power went while it was written.
         half = path.with_name(f"unfinished.{path.name}")
         half.write_bytes(content[: draw(st.integers(0, len(content)))])
     elif kind == "bytes":
@@ -97,7 +97,8 @@ def _arrays(path, draw):
         arrays[name] = np.array("word")
     np.savez(path, **arrays)
     of_another_version = kind in ("missing", "word") and draw(st.booleans())
-    if path.parent.name == "checkpoints" and of_another_version:  # with its digest
+    # The name has its digest.
+    if path.parent.name == "checkpoints" and of_another_version:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
         path.rename(path.with_name(f"{path.name[:-20]}{digest}.npz"))
 

@@ -61,7 +61,7 @@ class TestPlan:
     ):
         scale = SCALES[name]
         for job in jobs_of(scale.studies, scale=scale):
-            for needed in job.needs:  # evaluation reads the settings of the training
+            for needed in job.needs:  # Evaluations read the training's settings.
                 (tmp_path / needed.path).mkdir(parents=True, exist_ok=True)
                 (tmp_path / needed.path / "flags.cfg").write_text(
                     "--dataset=digits\n--epsilon=0.1\n"
@@ -249,7 +249,7 @@ class TestRunner:
             "from pni_tf.reproduce import command, runner\n"
             "from reproductions import commands\n"
             "runner._command_of = commands('--hang=pni_w_seed0')\n"
-            "runner._end_with = lambda parent: None\n"  # as where there is no prctl
+            "runner._end_with = lambda parent: None\n"  # So it is without prctl.
             "sys.argv[1:] = ['--study=figure2', '--seeds=1', '--output_dir=out']\n"
             "command.run()\n"
         )
@@ -285,7 +285,7 @@ class TestCosts:
         }
         costs = Costs(Stamps(tmp_path), [], reference)
         assert costs.of(self.job("madry")) == 5.0
-        costs.add(self.job("pni_w"), 60.0)  # three times as slow
+        costs.add(self.job("pni_w"), 60.0)  # It is three times as slow.
         assert costs.of(self.job("madry")) == 15.0
         strong = DIGITS.evaluation("strong", self.job())
         left = [self.job("madry"), self.job("pni_i"), strong]
@@ -316,7 +316,7 @@ class TestCosts:
         stamps.write(self.job(), done=True, seconds=5)
         for read in (stamps, Stamps(tmp_path)):
             assert read.of(self.job()).seconds == 15
-            assert not read.of(self.job()).is_done  # its result is not there
+            assert not read.of(self.job()).is_done  # Its result is not there.
 
     @pytest.mark.parametrize(
         ("seconds", "words"), [(45, "45 s"), (720, "12 min"), (12600, "3.5 h")]

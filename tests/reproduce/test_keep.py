@@ -35,7 +35,7 @@ def test_a_report_is_filed(keep, checkout, tmp_path):
     path = root / "report/report.json"
     content = json.loads(path.read_text())
     for job, seconds in zip(content["jobs"], (20.0, 0.2, 7.0), strict=False):
-        job["seconds"] = seconds  # the second was there already
+        job["seconds"] = seconds  # The second was there already.
     path.write_text(json.dumps(content))
     (checkout / "reports/digits").mkdir(parents=True)
     (checkout / "reports/digits/an older report").touch()
@@ -44,7 +44,7 @@ def test_a_report_is_filed(keep, checkout, tmp_path):
     assert table_of(folder) == table_of(root / "report")
     assert (folder / "note.txt").read_text() == "a note"
     assert not (folder / "an older report").exists()
-    assert not list(folder.rglob("model.keras"))  # digits are trained in seconds
+    assert not list(folder.rglob("model.keras"))  # Digits are trained in seconds.
     costs = json.loads((checkout / "pni_tf/reproduce/costs.json").read_text())
     first, _, third = (job["key"] for job in content["jobs"][:3])
     assert costs == {"digits": {first: 20.0, third: 7.0}, "cpu": {"kept": 2.0}}

@@ -31,7 +31,7 @@ class TestValues:
         assert not results_of(tmp_path).value(cell)
 
 
-WORDS = {  # of a row, for the name of its training
+WORDS = {  # Words of a row, for the name of its training.
     "adversarial": "fair twin",
     "vanilla": "no defence",
     "pni_w_vanilla": "vanilla training",
@@ -50,7 +50,7 @@ def normal(text):
     return re.sub(r"[^a-z]", "", text)
 
 
-ROW_OF = {  # the row that a heading promises
+ROW_OF = {  # The row that a heading promises.
     "noise-off-crafted": "noise-free twin",
     "worst case": "worst_case",
     STRONG: "worst_case",

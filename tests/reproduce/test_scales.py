@@ -77,14 +77,15 @@ def test_every_row_and_column_will_be_there(name, plan):
         for _, cells in part.rows if isinstance(part, Table) else ():
             for source in [source for cell in cells for source in cell.sources]:
                 rows = made[source.evaluation][source.column]
-                if source.row == "worst_case":  # of several attacks
+                if source.row == "worst_case":  # It is of several attacks.
                     assert len(rows) > 2
                 else:
                     assert rows.count(source.row) == 1, source
                 read.add((source.evaluation, source.column))
         if isinstance(part, Curves):
             flags = {f for line in part.lines.values() for f in line.evaluation.flags}
-            assert len({f for f in flags if "examples" in f}) <= 1  # else not compared
+            # Otherwise they could not be compared.
+            assert len({f for f in flags if "examples" in f}) <= 1
             for line in part.lines.values():
                 assert line.column in made[line.evaluation]
                 assert part.kind in made[line.evaluation]["curves"]

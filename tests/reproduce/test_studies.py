@@ -134,7 +134,7 @@ ROWS = {
     "RSE": "RSE, mean",
     "PixelDP": "PixelDP, mean",
 }
-WHERE = {  # the column, by the end of a claim
+WHERE = {  # The column, by the end of a claim.
     "under PGD-7 as in the paper": "PGD-7",
     "under PGD in expectation": "PGD-20 EOT-",
     "in the worst case": "worst case",

@@ -106,7 +106,7 @@ def check_command(argv, meanings, files=None):
         files: Contents of files by name; None is a folder.
     """
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch, "a", "b", "c")  # so that ../x is still in it
+        folder = Path(scratch, "a", "b", "c")  # Even ../x is inside it.
         folder.mkdir(parents=True)
         for name, content in (files or {}).items():
             path = folder / name
@@ -131,7 +131,7 @@ def check_command(argv, meanings, files=None):
                 "arguments besides",
                 *(files or ()),
             ]
-        elif not wrong:  # only the disk can tell whether a folder can be made
+        elif not wrong:  # Only the disk can tell whether a folder can be made.
             assert "run_dir" in meanings, answer
             names = ["run_dir"]
         check_refused(answer, *names)

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 from hypothesis import strategies as st
 
-MOST = 2**31 - 1  # what TensorFlow's integers hold
+MOST = 2**31 - 1  # TensorFlow's integers hold no more.
 NASTY = (
     *("", " ", "nan", "inf", "-0", "0", "1", "1e400", "0x10", "0o7", "+1", "1_000"),
     *(
@@ -97,7 +97,8 @@ def _number(text, low=0.0, high=math.inf):
         value = float(Fraction(text) if "/" in plain(text) else text)
     except (ValueError, ArithmeticError):
         raise Invalid from None
-    if not (low <= value <= high and abs(value) < 3e38):  # of float32
+    # This is the range of float32.
+    if not (low <= value <= high and abs(value) < 3e38):
         raise Invalid
     return value
 
@@ -112,7 +113,7 @@ def number(low=0.0, high=math.inf):
     fine = st.floats(low, min(high, 1e30)).map(repr)
     parts = st.tuples(st.integers(1, 9), st.integers(10, 255))
     edges = ("0", "1", "1.01", "-1", "-1/255", "nan", "inf", "-inf", "1/0", "1e999", "")
-    edges += ("1e39", "1e999999999")  # as a fraction the latter would take hours
+    edges += ("1e39", "1e999999999")  # As a fraction the latter would take hours.
     return Kind(
         fine | parts.map("{0[0]}/{0[1]}".format),
         lambda text: _number(text, low, high),
@@ -288,7 +289,7 @@ _DEFAULTS = {
 CONTRADICTIONS = {
     "train": {
         "--cpu_devices": lambda f: f.cpu_devices > 1 and f.strategy != "mirrored",
-        "TF_CONFIG": lambda f: f.strategy == "multi_worker",  # which nobody has set
+        "TF_CONFIG": lambda f: f.strategy == "multi_worker",  # Nobody has set it.
         "--drop_epochs": lambda f: f.drop_epochs != sorted(set(f.drop_epochs)),
         "--eval_ensemble": lambda f: f.eval_ensemble > 1 and not f.noisy,
         "--pixeldp_bound": lambda f: f.noise == "pixeldp" and not f.pixeldp_bound,

@@ -23,7 +23,7 @@ def walk(folder):
     counts = collections.Counter()
     for part, text in zip(content["parts"], sections, strict=True):
         assert text.startswith(f"{part['title']}\n")
-        if "sentences" not in part:  # nothing was found
+        if "sentences" not in part:  # Nothing was found.
             assert re.search(r"^(Not run|The evaluation found none)\.$", text, re.M)
             continue
         assert all(f"- {sentence}" in text for sentence in part["sentences"])
@@ -134,7 +134,7 @@ def walk_comparisons(part):
             shared = found.get("seeds", [seed["seed"] for seed in seeds])
             kept = [seed["mean"] for seed in seeds if seed["seed"] in shared]
             means.append(sum(kept) / len(kept))
-        if "interval" not in found:  # side by side
+        if "interval" not in found:  # They are shown side by side.
             shown = [(f"{100 * mean:.2f}", f"{mean:.3g}") for mean in means]
             ours, other = sentence.rpartition(": ")[2].split(" against ")[:2]
             if " (paper: " in sentence:

@@ -46,7 +46,7 @@ def run(job):
         contextlib.redirect_stderr(errors),
         mock.patch.object(sys, "argv", argv),
         mock.patch.object(sys, "path", [str(Path(script).parent), *sys.path]),
-        flagsaver.flagsaver(),  # which removes the flags that a command defines
+        flagsaver.flagsaver(),  # It removes the flags that a command defines.
         stop,
     ):
         try:

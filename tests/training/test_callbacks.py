@@ -135,7 +135,7 @@ def test_alphas_in_the_logs(tmp_path):
     assert set(names) == {"alpha/dense", "alpha/dense.input"}
     for name, alpha in names.items():
         magnitude = np.abs(alpha).mean()
-        assert magnitude != pytest.approx(0.25, abs=1e-6)  # it has learned
+        assert magnitude != pytest.approx(0.25, abs=1e-6)  # It has learned.
         assert logs[name] == [pytest.approx(magnitude)]
         assert float(rows_of(after.path)[0][name]) == logs[name][0]
         assert name not in rows_of(before.path)[0]
@@ -178,7 +178,7 @@ def test_adversarial_images_without_a_perturbation(tmp_path):
     events = EventAccumulator(str(tmp_path)).Reload()
     (tag,) = events.Tags()["tensors"]
     png = events.Tensors(tag)[0].tensor_proto.string_val[2]
-    grey = 127.5  # rounded up or down
+    grey = 127.5  # It is rounded up or down.
     np.testing.assert_allclose(tf.io.decode_png(png)[4:], grey, atol=0.5)
 
 

@@ -61,7 +61,7 @@ class Dies(keras.callbacks.Callback):
 
 
 def run(folder, *callbacks, seed=0, validation=True, **kwargs):
-    """Trains, or goes on, in a folder; returns the trainer and the rows of history."""
+    """Trains, or continues, in a folder; returns the trainer and its history."""
     metrics = [keras.metrics.SparseCategoricalAccuracy(name="own")]
     trainer = trainer_of(seed, "w+a-a", attack=ATTACK, metrics=metrics)
     history = HistoryFile(folder / "history.csv")
@@ -129,7 +129,7 @@ def test_a_run_that_died_ends_as_one_that_did_not(
 
 
 def test_checkpoints_by_time(tmp_path, monkeypatch):
-    """A clock that goes on by a minute at each look."""
+    """A clock that advances by a minute at each look."""
     ticks = iter(range(0, 10**6, 60))
     clock = SimpleNamespace(monotonic=lambda: next(ticks))
     monkeypatch.setattr("pni_tf.training.checkpoints.time", clock)
@@ -170,7 +170,7 @@ def test_a_signal_makes_a_checkpoint_at_once(tmp_path, whole, moment, position):
         run(tmp_path, Signals(moment))
     assert signal.getsignal(signal.SIGTERM) is handler
     assert Checkpoint(tmp_path / "checkpoints").position() == position
-    if moment == 2:  # Above, runs go on from the other positions.
+    if moment == 2:  # Above, runs continue from the other positions.
         resumed, rows = run(tmp_path, seed=7)
         assert_same(everything(resumed), everything(whole[True][0]))
         assert rows == whole[True][1]
@@ -230,7 +230,7 @@ def test_falls_back_to_the_checkpoint_before_a_truncated_one(
     assert_same(everything(trainer), values[0])
     assert "Skipped a damaged checkpoint" in caplog.text
     assert newest.name in caplog.text
-    # From there training goes on as it did the first time, and the good file replaces
+    # From there training runs as it did the first time, and the good file replaces
     # the damaged one.
     fit(trainer, [checkpoint], initial_epoch=1, epochs=2)
     assert_same(everything(trainer), values[1])
@@ -261,7 +261,7 @@ def test_error_when_all_checkpoints_are_damaged(two_checkpoints):
     message = "All checkpoints are damaged.*epoch-00002-.*epoch-00001"
     with pytest.raises(ValueError, match=message):
         checkpoint.restore(trainer_of())
-    assert len(paths(checkpoint)) == 2  # nothing is removed
+    assert len(paths(checkpoint)) == 2  # Nothing is removed.
 
 
 def test_a_checkpoint_that_cannot_be_read_just_now_is_kept(
@@ -392,7 +392,7 @@ def test_interruption_while_writing_leaves_the_earlier_files(
 
     monkeypatch.setattr(np, "savez", dies)
     kind = type(error) if isinstance(error, OSError) else error
-    for epoch in (1, 2):  # once where a file of the epoch exists, once where not
+    for epoch in (1, 2):  # A file exists for the first only.
         with pytest.raises(kind, match="cannot write.*No space left|^$"):
             checkpoint.on_epoch_end(epoch, {"loss": 1.0})
         assert files_in(checkpoint.directory) == before
@@ -450,7 +450,7 @@ def test_what_is_not_finite_is_not_saved(tmp_path, what, value):
     checkpoint = Checkpoint(tmp_path)
     checkpoint.set_model(trainer)
     checkpoint.on_train_begin()
-    logs = {"loss": 0.5, "adversarial_loss": np.nan}  # the latter in epochs of delay
+    logs = {"loss": 0.5, "adversarial_loss": np.nan}  # It is NaN in epochs of delay.
     checkpoint.on_epoch_end(0, logs)
     if what == "loss":
         logs["loss"] = value

@@ -44,7 +44,7 @@ def test_probabilities_are_refused(network):
     [
         lambda: head(),
         lambda: head(kl.Activation("linear", dtype="float32")),
-        lambda: functional(keras.ops.log_softmax),  # equal to logits for every loss
+        lambda: functional(keras.ops.log_softmax),  # Every loss takes them for logits.
         lambda: head(kl.Softmax(), kl.Dense(3)),
         lambda: inject_pni(head(), "w+a-a"),
     ],

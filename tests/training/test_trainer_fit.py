@@ -236,7 +236,7 @@ def test_random_starts_follow_the_seed():
 
 
 def test_evaluation_leaves_batch_statistics_alone():
-    """Without the noise, whose generators may go on."""
+    """Without the noise, whose generators may advance."""
     network = strip_noise(noisy_model())
     trainer = compiled(network, attack=ATTACK, eager=True)
     fit(trainer)

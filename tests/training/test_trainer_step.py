@@ -143,7 +143,7 @@ def test_adversarial_step_on_a_linear_model(
     logs = one_step(trainer, images, labels)
 
     predicted = predictions(kernel, images)
-    assert 0 < np.mean(predicted == labels) < 1  # the two kinds of labels differ
+    assert 0 < np.mean(predicted == labels) < 1  # The two kinds of labels differ.
     attacked = {"predicted": predicted, "true": labels}[attack_labels]
     norm = getattr(attack, "norm", "linf")
     adversarial = attacked_images(kernel, images, attacked, norm)
@@ -223,7 +223,8 @@ def test_without_attack_equals_the_stock_trainer(scope, request):
 
     def fit(model):
         weights = np.linspace(0.5, 2, 8)
-        validation = (images, labels, weights) if devices == 1 else None  # slow
+        # Two devices would be slow.
+        validation = (images, labels, weights) if devices == 1 else None
         return model.fit(
             images,
             labels,
@@ -382,8 +383,8 @@ def test_labels_that_the_attack_moves_away_from(attack_labels, shape):
         inject_pni(linear_model(kernel), initial_alpha=2.0, seed=1)
     )
     predicted = predictions(twin.noisy_kernels()[0].numpy(), images)
-    labels = (predicted + 1) % 3  # all wrong
-    assert np.any(predicted != predictions(kernel, images))  # and the noise matters
+    labels = (predicted + 1) % 3  # They are all wrong.
+    assert np.any(predicted != predictions(kernel, images))  # The noise matters.
     attack = Recorder()
     trainer = PNIAdversarialModel(network, attack=attack, attack_labels=attack_labels)
     trainer.compile(keras.optimizers.SGD(RATE), run_eagerly=True)
@@ -397,7 +398,8 @@ def test_labels_that_the_attack_moves_away_from(attack_labels, shape):
 
 def test_each_pass_of_the_attack_sees_fresh_noise():
     _, labels, kernel = examples()
-    one_pixel = np.eye(4, dtype="float32").reshape(4, 2, 2, 1)  # logits = the kernel
+    # The logits are the kernel.
+    one_pixel = np.eye(4, dtype="float32").reshape(4, 2, 2, 1)
     attack = Recorder()
     network = inject_pni(linear_model(kernel), seed=3)
     (twin,) = noise_wrappers(inject_pni(linear_model(kernel), seed=3))
