@@ -49,7 +49,7 @@ class AlphaLogger(keras.callbacks.Callback):
 class AdversarialImages(keras.callbacks.Callback):
     """Writes images and their adversarial twins to TensorBoard after each epoch.
 
-    There should be but a handful: `[N, H, W, C]` in `[0, 1]`, with labels `[N]`.
+    A handful is enough: `[N, H, W, C]` in `[0, 1]`, with labels `[N]`.
     """
 
     def __init__(self, images, labels, attack: Attack, log_dir: str | os.PathLike):
