@@ -1,17 +1,22 @@
-"""What rows are found by, in one place: the names of attacks, without TensorFlow."""
+"""What rows are found by, composed in one place, which needs no TensorFlow."""
 
-NOISE_FREE = "noise-free twin"  # Of a random network, as a source of examples.
+# A source of transfers. The seeds of draws follow from it: other words change numbers.
+NOISE_FREE_TWIN = "noise-free twin"
 OF_PAPER = "Table 7"  # The source of those checks that are the paper's.
 
 
-def row_name(kind: str, *effort: int, restarts: int = 1, expectation: int = 1) -> str:
-    """Returns `PGD-40 EOT-20`, `APGD-DLR-100 ×5`, `C&W L2 9×10`, and so on.
-
-    `kind` is its class (of APGD with the loss), `effort` how many steps or the like.
-    """
-    words = {"RandomSearch": "random search"}.get(kind, kind)
-    name = "-".join([words, *map(str, effort)])
+def attack_name(kind: str, *effort: int, restarts: int = 1) -> str:
+    """Returns such as `PGD-40`, from its class, its steps or the like, and restarts."""
     if kind == "CarliniWagnerL2":
         name = f"C&W L2 {'×'.join(map(str, effort))}"
-    name += f" ×{restarts}" if restarts > 1 else ""
+    else:
+        words = "random search" if kind == "RandomSearch" else kind
+        name = "-".join([words, *map(str, effort)])
+    return name + (f" ×{restarts}" if restarts > 1 else "")
+
+
+def row_name(name: str, expectation: int = 1, towards: str | None = None) -> str:
+    """Returns what tables call an attack, by its classes and its expectation."""
+    if towards is not None:
+        name += f" towards {towards.replace('_', ' ')}"
     return name + (f" EOT-{expectation}" if expectation > 1 else "")

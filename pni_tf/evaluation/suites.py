@@ -9,7 +9,7 @@ from pni_tf.attacks.pgd import PGD
 from pni_tf.attacks.presets import make_attack
 from pni_tf.attacks.transfer import Transfer
 from pni_tf.checks import check_number
-from pni_tf.evaluation.names import row_name
+from pni_tf.evaluation.names import attack_name
 from pni_tf.evaluation.results import Scenario
 from pni_tf.targets import Target
 
@@ -184,7 +184,7 @@ def label(attack: Attack) -> str:
     if kind == "APGD":
         kind += {"ce": "-CE", "dlr": "-DLR", "dlr-targeted": "-T"}[attack.loss]
     numbers = [getattr(attack, name) for name in efforts if hasattr(attack, name)]
-    return row_name(kind, *numbers, restarts=getattr(attack, "restarts", 1))
+    return attack_name(kind, *numbers, restarts=getattr(attack, "restarts", 1))
 
 
 def transfer_from(

@@ -1,6 +1,6 @@
 """Tables 4 to 7 of the paper: other attacks, competitors, the checklist."""
 
-from pni_tf.evaluation.names import OF_PAPER, row_name
+from pni_tf.evaluation.names import OF_PAPER, attack_name, row_name
 from pni_tf.reproduce.builder import (
     LOCATIONS,
     NOISE_OFF,
@@ -69,9 +69,9 @@ def table4(build: Builder) -> list[Part]:
 
 def _cw(build, defence, network, paper, column):
     trainings = build.training(defence, network)
-    kind, draws = "CarliniWagnerL2", build.scale.expectation
-    short = row_name(kind, 9, 10)
-    long = row_name(kind, 9, build.scale.cw_steps, expectation=draws)
+    kind, scale = "CarliniWagnerL2", build.scale
+    short = attack_name(kind, 9, 10)
+    long = row_name(attack_name(kind, 9, scale.cw_steps), scale.expectation)
     where = {"kind": "cw", "column": column}
     norm = {**where, "field": "l2_mean_of_claimed", "percent": False}
     return (
@@ -140,13 +140,13 @@ def table5(build: Builder) -> list[Part]:
 
 def _attacked(build, trainings, transfers, success=None, column=None):
     """Returns a row of Table 5, of which the first two cells are there."""
-    first, name = trainings[:1], row_name("ZOO", build.scale.zoo_iterations)
+    first, name = trainings[:1], attack_name("ZOO", build.scale.zoo_iterations)
     zoo = {"kind": "zoo", "one_minus": True, "column": column}
     return (
         *transfers,
         build.cell(first, name, field="claimed_accuracy", paper=success, **zoo),
         build.cell(first, name, **zoo),
-        build.cell(trainings, row_name("PGD", 7), column=column),
+        build.cell(trainings, attack_name("PGD", 7), column=column),
         build.cell(trainings, "worst_case", column=column),
         build.strong_cell(trainings, column=column),
     )

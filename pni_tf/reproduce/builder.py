@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from pni_tf.evaluation.names import NOISE_FREE, row_name
+from pni_tf.evaluation.names import NOISE_FREE_TWIN, attack_name, row_name
 from pni_tf.reproduce.cells import Cell, Claim, Source, Table
 from pni_tf.reproduce.jobs import Training
 from pni_tf.reproduce.scales import Scale
@@ -87,9 +87,9 @@ class Builder:
         return (
             self.cell(trainings, "clean", paper=paper.get("clean"), **where),
             self.cell(trainings, plain, paper=paper.get("pgd"), **where),
-            self.cell(trainings, row_name("FGSM"), paper=paper.get("fgsm"), **where),
+            self.cell(trainings, attack_name("FGSM"), paper=paper.get("fgsm"), **where),
             self.cell(trainings, averaged, **where),
-            self.cell(trainings, NOISE_FREE, **where) if random else Cell(),
+            self.cell(trainings, NOISE_FREE_TWIN, **where) if random else Cell(),
             self.cell(trainings, "worst_case", **where),
             self.strong_cell(trainings, **where),
         )
@@ -122,9 +122,8 @@ class Builder:
         )
 
     def _pgd(self, steps):
-        plain, averaged = steps
-        draws = self.scale.expectation
-        return row_name("PGD", plain), row_name("PGD", averaged, expectation=draws)
+        plain, averaged = (attack_name("PGD", count) for count in steps)
+        return plain, row_name(averaged, self.scale.expectation)
 
 
 def compare(what: str, ours: tuple, other: tuple, *columns: int) -> list[Claim]:

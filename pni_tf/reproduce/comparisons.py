@@ -144,11 +144,10 @@ def about(results: Results, table: Table) -> dict[str, list]:
 
 
 def _before(results):
-    """Returns comparisons and numbers on the same images as the report had them.
+    """Returns what the report said in pairs, and on the same images.
 
-    By where their numbers are in the files: titles, labels and headings may change.
-    The verdicts on each image are large and not part of a report: where only that was
-    kept, what they showed while they were there is still so.
+    By where the numbers are in the files, since titles and labels change. Verdicts on
+    each image are large and no part of a report: what they showed there is still so.
     """
     compared, shared = {}, {}
     for part in (part for part in results.before if "comparisons" in part):
