@@ -77,11 +77,11 @@ class KeptStamps:
 
     def __init__(self, root: Path, jobs: list[dict]):
         self.root = root
-        self._jobs = {job["title"]: job for job in jobs}
+        self._jobs = {job["result"]: job for job in jobs}
 
     def of(self, job: Job) -> Stamp:
         """Returns what is known of a job."""
-        found = self._jobs[job.title]
+        found = self._jobs[str(job.result)]
         return Stamp(
             is_done=found["done"],
             seconds=found["seconds"],

@@ -21,21 +21,35 @@ _MNIST = {
 _PAPER = "the paper's PGD-7 on CIFAR-10"
 
 
+def _found(entries, what):
+    """Returns entries that must be there: else the page is about older words."""
+    if not entries:
+        raise LookupError(f"the report has no {what}")
+    return entries
+
+
 class Kept:
     """A report in reports/, as its `report.json` has it."""
 
     def __init__(self, folder: Path):
         content = json.loads((folder / "report.json").read_text("utf-8"))
         self.note = (folder / "note.txt").read_text("utf-8").strip()
-        self.parts = {part["title"]: part for part in content["parts"]}
+        self._parts = content["parts"]
         self.done = [job for job in content["jobs"] if job["done"]]
         self.hours = sum(job["seconds"] for job in self.done) / 3600
         self.machines = " and ".join(sorted({job["machine"] for job in self.done}))
 
+    def part(self, title: str) -> dict:
+        parts = [part for part in self._parts if part["title"] == title]
+        return _found(parts, f"part {title!r}")[0]
+
     def cell(self, title: str, label: str, column: str) -> dict:
-        part = self.parts[title]
-        (row,) = (row for row in part["rows"] if row["label"] == label)
-        return row["cells"][part["columns"].index(column)]
+        part = self.part(title)
+        rows = [row["cells"] for row in part["rows"] if row["label"] == label]
+        (cells,) = _found(rows, f"row {label!r} in {title!r}")
+        pairs = zip(part["columns"], cells, strict=True)
+        found = [cell for heading, cell in pairs if heading == column]
+        return _found(found, f"column {column!r} in {title!r}")[0]
 
     def percent(self, title: str, label: str, column: str) -> str:
         """Returns a number with its deviations, and the images if there are few."""
@@ -62,20 +76,25 @@ class Kept:
 
     def sentences(self, title: str, rows: tuple[str, ...] | None = None) -> str:
         """Returns what the report says below a table, of two rows or of all."""
-        part = self.parts[title]
         if rows is None:
-            found = part["sentences"]
+            found = _found(self.part(title).get("sentences"), f"sentences on {title!r}")
         else:
-            found = [
-                comparison["sentence"]
-                for comparison in part["comparisons"]
-                if (comparison["ours"][0], comparison["other"][0]) == rows
-            ]
+            found = [found["sentence"] for found in self.compared(title, rows)]
         return "\n".join(f"- {sentence}" for sentence in found)
+
+    def compared(self, title: str, rows: tuple[str | None, str]) -> list[dict]:
+        """Returns the comparisons of two rows; None is any."""
+        found = [
+            comparison
+            for comparison in self.part(title)["comparisons"]
+            if rows[0] in (comparison["ours"][0], None)
+            and rows[1] == comparison["other"][0]
+        ]
+        return _found(found, f"comparison of {rows} in {title!r}")
 
     def no_gain(self, title: str, other: str) -> str:
         """Says whether any row of a table is above another one."""
-        found = [c for c in self.parts[title]["comparisons"] if c["other"][0] == other]
+        found = self.compared(title, (None, other))
         shown = {c["ours"][0] for c in found if c["interval"][0] > 0}
         count = len({c["ours"][0] for c in found})
         if not shown:
@@ -88,11 +107,9 @@ class Kept:
     def where_differ(self, title: str, label: str, other: str) -> str:
         """Says under which attacks two networks differ by more than chance."""
         found = {True: [], False: []}
-        for comparison in self.parts[title]["comparisons"]:
-            (ours, column), (theirs, _) = comparison["ours"], comparison["other"]
-            if (ours, theirs) == (label, other):
-                low, high = comparison["interval"]
-                found[not low <= 0 <= high].append(column)
+        for comparison in self.compared(title, (label, other)):
+            low, high = comparison["interval"]
+            found[not low <= 0 <= high].append(comparison["ours"][1])
         return (
             f"So they differ under {', '.join(found[True]) or 'none of these'}, and "
             f"nothing is shown under {', '.join(found[False]) or 'the others'}. PGD-7 "
@@ -101,9 +118,9 @@ class Kept:
         )
 
     def same_images(self, title: str, label: str) -> dict:
-        part = self.parts[title]["on_the_same_images"]
-        (found,) = (entry for entry in part if entry["label"] == label)
-        return found
+        entries = self.part(title)["on_the_same_images"]
+        found = [entry for entry in entries if entry["label"] == label]
+        return _found(found, f"row {label!r} on the same images in {title!r}")[0]
 
 
 def text(reports: Path) -> str:

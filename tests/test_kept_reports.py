@@ -52,8 +52,8 @@ def test_its_commands_are_those_of_today(name):
     parts = parts_by_study(name, content)
     jobs = in_order([job for study in parts.values() for p in study for job in p.jobs])
     root = Path("reproduction", name)
-    assert {job["title"]: job["command"] for job in content["jobs"]} == {
-        job.title: shell(job, root) for job in jobs
+    assert {job["result"]: job["command"] for job in content["jobs"]} == {
+        str(job.result): shell(job, root) for job in jobs
     }
 
 

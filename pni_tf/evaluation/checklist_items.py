@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable
 
 from pni_tf.evaluation import significance
+from pni_tf.evaluation.names import OF_PAPER
 from pni_tf.evaluation.results import Result
 
 PASS, FAIL, NOT_RUN = "PASS", "FAIL", "NOT RUN"
@@ -32,7 +33,7 @@ class Item:
 
     Attributes:
         name: What should hold.
-        source: `"Table 7"` of the PNI paper, or `"later"`.
+        source: `OF_PAPER`, Table 7 of the PNI paper, or `"later"`.
         status: `"PASS"`, `"FAIL"` or `"NOT RUN"`.
         numbers: What was measured: accuracies in `[0, 1]` by name.
         meaning: What the outcome says, in a sentence.
@@ -253,7 +254,7 @@ def _of_noise(rule: Rule) -> Rule:
 
 # Who asks, what should hold, and how it is judged.
 _CHECKS: dict[str, dict[str, Rule]] = {
-    "Table 7": {
+    OF_PAPER: {
         "one-step attacks do no better than iterative ones": _no_weaker("pgd", "fgsm"),
         "black-box attacks do no better than white-box ones": _no_weaker(
             "white-box", "square", "random"

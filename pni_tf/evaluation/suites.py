@@ -9,6 +9,7 @@ from pni_tf.attacks.pgd import PGD
 from pni_tf.attacks.presets import make_attack
 from pni_tf.attacks.transfer import Transfer
 from pni_tf.checks import check_number
+from pni_tf.evaluation.names import attack_name
 from pni_tf.evaluation.results import Scenario
 from pni_tf.targets import Target
 
@@ -181,17 +182,13 @@ def row_name(name: str, expectation: int = 1, towards: str | None = None) -> str
 def label(attack: Attack) -> str:
     """Returns what tables call an attack: `PGD-40`, `APGD-DLR-100 ×5`, and so on."""
     kind = type(attack).__name__
+    efforts = ("steps", "queries", "samples", "iterations")
     if kind == "CarliniWagnerL2":
-        return f"C&W L2 {attack.binary_search_steps}×{attack.steps}"
-    name = "random search" if kind == "RandomSearch" else kind
+        efforts = ("binary_search_steps", "steps")
     if kind == "APGD":
-        name += {"ce": "-CE", "dlr": "-DLR", "dlr-targeted": "-T"}[attack.loss]
-    for effort in ("steps", "queries", "samples", "iterations"):
-        if hasattr(attack, effort):
-            name += f"-{getattr(attack, effort)}"
-    if getattr(attack, "restarts", 1) > 1:
-        name += f" ×{attack.restarts}"
-    return name
+        kind += {"ce": "-CE", "dlr": "-DLR", "dlr-targeted": "-T"}[attack.loss]
+    numbers = [getattr(attack, name) for name in efforts if hasattr(attack, name)]
+    return attack_name(kind, *numbers, restarts=getattr(attack, "restarts", 1))
 
 
 def transfer_from(

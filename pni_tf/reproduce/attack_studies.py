@@ -1,5 +1,6 @@
 """Tables 4 to 7 of the paper: other attacks, competitors, the checklist."""
 
+from pni_tf.evaluation.names import OF_PAPER, attack_name, row_name
 from pni_tf.reproduce.builder import (
     LOCATIONS,
     NOISE_OFF,
@@ -68,8 +69,9 @@ def table4(build: Builder) -> list[Part]:
 
 def _cw(build, defence, network, paper, column):
     trainings = build.training(defence, network)
-    short = "C&W L2 9×10"
-    long = f"C&W L2 9×{build.scale.cw_steps} EOT-{build.scale.expectation}"
+    kind, scale = "CarliniWagnerL2", build.scale
+    short = attack_name(kind, 9, 10)
+    long = row_name(attack_name(kind, 9, scale.cw_steps), scale.expectation)
     where = {"kind": "cw", "column": column}
     norm = {**where, "field": "l2_mean_of_claimed", "percent": False}
     return (
@@ -131,19 +133,20 @@ def table5(build: Builder) -> list[Part]:
             "each query, as an attacker from outside meets it; its finite differences "
             "are then nearly all noise, so little success proves nothing. The last "
             "columns are white-box attacks on the same networks." + NOISE_OFF,
+            worst_cases=(-1, -2),
         )
     ]
 
 
 def _attacked(build, trainings, transfers, success=None, column=None):
     """Returns a row of Table 5, of which the first two cells are there."""
-    first, name = trainings[:1], f"ZOO-{build.scale.zoo_iterations}"
+    first, name = trainings[:1], attack_name("ZOO", build.scale.zoo_iterations)
     zoo = {"kind": "zoo", "one_minus": True, "column": column}
     return (
         *transfers,
         build.cell(first, name, field="claimed_accuracy", paper=success, **zoo),
         build.cell(first, name, **zoo),
-        build.cell(trainings, "PGD-7", column=column),
+        build.cell(trainings, attack_name("PGD", 7), column=column),
         build.cell(trainings, "worst_case", column=column),
         build.strong_cell(trainings, column=column),
     )
@@ -169,12 +172,12 @@ def _checklist(checklist):
         numbers = ", ".join(
             f"{name} {100 * value:.2f}" for name, value in item["numbers"].items()
         )
-        paper = "PASS" if item["source"] == "Table 7" else "-"
+        paper = "PASS" if item["source"] == OF_PAPER else "-"
         rows.append([item["name"], paper, item["status"], numbers, item["meaning"]])
     sentences = []
     for name, is_papers in (("the paper", True), ("later work", False)):
         items = [
-            i for i in checklist["items"] if (i["source"] == "Table 7") is is_papers
+            i for i in checklist["items"] if (i["source"] == OF_PAPER) is is_papers
         ]
         missed = [
             f"{i['name']} ({i['status']})" for i in items if i["status"] != "PASS"

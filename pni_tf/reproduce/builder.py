@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from pni_tf.evaluation.names import NOISE_FREE_TWIN, attack_name, row_name
 from pni_tf.reproduce.cells import Cell, Claim, Source, Table
 from pni_tf.reproduce.jobs import Training
 from pni_tf.reproduce.scales import Scale
@@ -59,7 +60,7 @@ class Builder:
         for i, training in enumerate(trainings):
             name, others = row, {}
             if not isinstance(row, str):
-                name, others = row[i].path.name, {"transfer_from": row[i]}
+                name, others = str(row[i].path), {"transfer_from": row[i]}
             sources.append(
                 Source(
                     evaluation=self.scale.evaluation(kind, training, **others),
@@ -68,8 +69,7 @@ class Builder:
                     **number,
                 )
             )
-        if isinstance(paper, list):
-            paper = tuple(paper)
+        paper = tuple(paper) if isinstance(paper, list) else paper
         return Cell(sources=tuple(sources), paper=paper, percent=percent)
 
     def strong_cell(self, trainings, *, kind="white_box", column=None) -> Cell:
@@ -87,9 +87,9 @@ class Builder:
         return (
             self.cell(trainings, "clean", paper=paper.get("clean"), **where),
             self.cell(trainings, plain, paper=paper.get("pgd"), **where),
-            self.cell(trainings, "FGSM", paper=paper.get("fgsm"), **where),
+            self.cell(trainings, attack_name("FGSM"), paper=paper.get("fgsm"), **where),
             self.cell(trainings, averaged, **where),
-            self.cell(trainings, "noise-free twin", **where) if random else Cell(),
+            self.cell(trainings, NOISE_FREE_TWIN, **where) if random else Cell(),
             self.cell(trainings, "worst_case", **where),
             self.strong_cell(trainings, **where),
         )
@@ -118,11 +118,12 @@ class Builder:
             rows=tuple(rows.items()),
             claims=tuple(claims),
             note=strict_note + note + NOISE_OFF,
+            worst_cases=(STRONG_WORST, WORST),
         )
 
     def _pgd(self, steps):
-        plain, averaged = steps
-        return f"PGD-{plain}", f"PGD-{averaged} EOT-{self.scale.expectation}"
+        plain, averaged = (attack_name("PGD", count) for count in steps)
+        return plain, row_name(averaged, self.scale.expectation)
 
 
 def compare(what: str, ours: tuple, other: tuple, *columns: int) -> list[Claim]:

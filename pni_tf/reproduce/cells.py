@@ -13,7 +13,7 @@ class Source:
     evaluation: Evaluation
     column: str  # Its kind, such as `"noise_on"`.
     # `"clean"`, `"worst_case"` or the name of an attack; where examples were
-    # transferred, that of the folder or network that they were made on.
+    # transferred, the run directory or the name of the network they were made on.
     row: str
     field: str = "accuracy_mean"
     one_minus: bool = False  # Whether the number is one minus the field.
@@ -61,6 +61,7 @@ class Table:
     rows: tuple[tuple[str, tuple[Cell, ...]], ...]  # Label and cells of each.
     claims: tuple[Claim, ...] = ()  # What the sentences below the table are about.
     note: str = ""  # What a reader needs to know of it.
+    worst_cases: tuple[int, int] | None = None  # Columns: strong suite's, others'.
 
     @property
     def jobs(self) -> list[Job]:

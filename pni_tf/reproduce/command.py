@@ -144,7 +144,7 @@ def _studies(names: tuple[str, ...], scale: Scale) -> list[str]:
     return [study for study in scale.studies if study in names]
 
 
-def _chosen(jobs: list[Job], networks: list[str] | None) -> list[Job]:
+def _chosen(jobs: list[Job], networks: tuple[str, ...] | None) -> list[Job]:
     """Returns the jobs that need only these networks."""
     if networks is None:
         return jobs

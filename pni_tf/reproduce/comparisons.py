@@ -7,7 +7,6 @@ import statistics
 import numpy as np
 
 from pni_tf.evaluation import significance
-from pni_tf.reproduce.builder import STRONG
 from pni_tf.reproduce.cells import Claim, Table
 from pni_tf.reproduce.results import Results, Value
 
@@ -111,24 +110,23 @@ def about(results: Results, table: Table) -> dict[str, list]:
     strong suite that saw fewer.
     """
     said, content, missing = [], [], []
-    before = results.before.get(table.title, {})
-    earlier_of = {
-        (*found["ours"], *found["other"]): found
-        for found in before.get("comparisons", ())
-    }
+    compared, shared = _before(results)
     for claim in table.claims:
         numbers = _numbers(results, claim)
         if numbers is None:
             missing.append(claim.text)
             continue
         cells = {"ours": _place(table, claim.ours), "other": _place(table, claim.other)}
-        earlier = earlier_of.get((*cells["ours"], *cells["other"]), {})
-        if _stands(earlier, numbers):
-            numbers = {name: earlier[name] for name in numbers}
+        if numbers.get("paired") is False:
+            values = (results.value(cell) for cell in (claim.ours, claim.other))
+            both = [vars(seed) for value in values for seed in value.seeds]
+            earlier = compared.get(_places(both, numbers), numbers)
+            if math.isclose(earlier["difference"], numbers["difference"], abs_tol=1e-9):
+                numbers = {name: earlier[name] for name in numbers}
         sentence = f"{claim.text}: {_words(results, claim, numbers)}."
         said.append(sentence)
         content.append({"sentence": sentence, **cells, **numbers})
-    fewer = _on_the_same_images(results, table, before)
+    fewer = _on_the_same_images(results, table, shared)
     for images in dict.fromkeys(found["images"] for found in fewer):
         pairs = [
             f"{found['label']} {100 * found['strong']:.2f} against "
@@ -145,6 +143,34 @@ def about(results: Results, table: Table) -> dict[str, list]:
     return {"sentences": said, "comparisons": content, "on_the_same_images": fewer}
 
 
+def _before(results):
+    """Returns what the report said in pairs, and on the same images.
+
+    By where the numbers are in the files, since titles and labels change. Verdicts on
+    each image are large and no part of a report: what they showed there is still so.
+    """
+    compared, shared = {}, {}
+    for part in (part for part in results.before if "comparisons" in part):
+        cells = {
+            row["label"]: dict(zip(part["columns"], row["cells"], strict=True))
+            for row in part["rows"]
+        }
+        for found in part["comparisons"]:
+            (ours, one), (other, two) = found["ours"], found["other"]
+            both = cells[ours][one]["seeds"] + cells[other][two]["seeds"]
+            compared |= {_places(both, found): found} if found.get("paired") else {}
+        for found in part.get("on_the_same_images", ()):
+            of_row = filter(None, cells[found["label"]].values())
+            shared |= {_places(cell.get("seeds", [])): found for cell in of_row}
+    return compared, shared
+
+
+def _places(seeds, numbers=None):
+    """Returns where in the files the numbers of training seeds are that count."""
+    chosen = (numbers or {}).get("seeds", [seed["seed"] for seed in seeds])
+    return tuple((s["file"], s["pointer"]) for s in seeds if s["seed"] in chosen)
+
+
 def _numbers(results, claim):
     """Returns what is known of the two cells; None if one was not run."""
     if not claim.judge:
@@ -153,20 +179,6 @@ def _numbers(results, claim):
     found = compare(results, claim)
     names = ("difference", "interval", "paired", "seeds", "verdict")
     return found and {name: getattr(found, name) for name in names}
-
-
-def _stands(earlier, numbers):
-    """Returns whether an earlier comparison of the same numbers knew more.
-
-    The verdicts on each image are large and not part of a report: where only that was
-    kept, what they showed while they were there is still so.
-    """
-    return bool(
-        earlier.get("paired")
-        and numbers.get("paired") is False
-        and earlier["seeds"] == numbers["seeds"]
-        and math.isclose(earlier["difference"], numbers["difference"], abs_tol=1e-9)
-    )
 
 
 def _words(results, claim, numbers):
@@ -201,22 +213,18 @@ def _on_the_same_images(results, table, before):
 
     Else it could look weaker than they, on images that are easier.
     """
-    if STRONG not in table.columns:
-        return []
-    others_of = {
-        (found["label"], found["images"], found["strong"]): found["others"]
-        for found in before.get("on_the_same_images", ())
-    }
-    place, found = table.columns.index(STRONG), []
-    for label, cells in table.rows:
-        strong, weaker = (results.value(cells[i]) for i in (place, place - 1))
+    found = []
+    for label, cells in table.rows if table.worst_cases else ():
+        strong, weaker = (results.value(cells[i]) for i in table.worst_cases)
         if not strong or not weaker or strong.images == weaker.images:
             continue
-        shares = results.shares(cells[place - 1].sources[0])
-        others = others_of.get((label, strong.images, strong.mean))
+        shares = results.shares(weaker.cell.sources[0])
+        numbers = {"images": strong.images, "strong": strong.mean}
+        earlier = before.get(_places([*map(vars, strong.seeds)]), {})
         if shares is not None:
-            others = float(np.mean(shares[: strong.images]))
-        if others is not None:
-            numbers = {"images": strong.images, "strong": strong.mean, "others": others}
+            numbers["others"] = float(np.mean(shares[: strong.images]))
+        elif earlier.items() >= numbers.items():
+            numbers["others"] = earlier["others"]
+        if "others" in numbers:
             found.append({"label": label, **numbers})
     return found

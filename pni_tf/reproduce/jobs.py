@@ -25,10 +25,6 @@ class _Job:
     """
 
     @property
-    def title(self) -> str:
-        return f"{self.key}, seed {self.seed}"
-
-    @property
     def result(self) -> Path:
         """The file that it ends with."""
         return self.path / self.result_name
@@ -53,6 +49,11 @@ class Training(_Job):
     def key(self) -> str:
         """What has the same cost, whatever the seed."""
         return f"training {self.name}"
+
+    @property
+    def title(self) -> str:
+        """What readers see."""
+        return f"training {self.name}, seed {self.seed}"
 
     @property
     def path(self) -> Path:
@@ -93,6 +94,10 @@ class Evaluation(_Job):
     def key(self) -> str:
         """What has the same cost, whatever the seed."""
         return f"{self.group} of {self.training.name}"
+
+    @property
+    def title(self) -> str:
+        return f"{self.group} of {self.training.name}, seed {self.seed}"
 
     @property
     def seed(self) -> int:

@@ -94,7 +94,7 @@ def write(
     ]
     text = "\n\n".join(filter(None, lines)) + "\n"
     files.write_text(folder / "report.md", text)
-    files.write_text(folder / "report.html", _to_html(text, folder, scale))
+    files.write_text(folder / "report.html", _to_html(text, folder, scale.title))
     files.write_text(folder / "report.json", json.dumps(content, indent=1) + "\n")
     return folder
 
@@ -189,7 +189,7 @@ def _cells_by_job(part):
     return found
 
 
-def _to_html(text, folder, scale):
+def _to_html(text, folder, title):
     """Returns the report as one file, with the figures inside it."""
 
     def inline(match):
@@ -198,7 +198,7 @@ def _to_html(text, folder, scale):
 
     body = markdown.markdown(text, extensions=["tables"])
     body = re.sub(r'src="(figures/[^"]+\.png)"', inline, body)
-    title = html.escape(f"pni_tf: {scale.title}")
+    title = html.escape(f"pni_tf: {title}")
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f"<title>{title}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n{body}\n"

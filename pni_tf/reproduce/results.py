@@ -94,13 +94,12 @@ class Results:
     Attributes:
         evaluations: What each evaluation has found; None before it ran.
         alphas: The magnitude of alpha after each epoch by training and layer.
-        before: What the report said before it is written again, by title of a part.
+        before: The parts of the report before it is written again.
     """
 
     def __init__(self, root: Path, folder: Path, jobs: Iterable[Job]):
         self.root, self.folder = root, folder
-        before = files.read_json(folder / "report.json") or {}
-        self.before = {part["title"]: part for part in before.get("parts", [])}
+        self.before = (files.read_json(folder / "report.json") or {}).get("parts", [])
         self.evaluations, self.alphas, self._shares = {}, {}, {}
         for job in jobs:
             if isinstance(job, Training):
@@ -125,8 +124,15 @@ class Results:
         return self.evaluations[source.evaluation].columns[column] if column else ()
 
     def row(self, source: Source) -> Row | None:
-        """Returns the row of a number, None before it ran."""
-        return next((row for row in self.rows(source) if _key(row) == source.row), None)
+        """Returns the row of a number, None before it ran; then it must be there."""
+        found = next((row for row in self.rows(source) if _is(row, source.row)), None)
+        if found is None and self.evaluations[source.evaluation]:
+            raise ValueError(
+                f"{self.folder / source.evaluation.result} has no row {source.row!r} "
+                f"in a column of kind {source.column!r}. To evaluate again, remove "
+                f"{self.root / source.evaluation.path}"
+            )
+        return found
 
     def value(self, cell: Cell) -> Value:
         """Returns the number of a cell from the seeds that were run."""
@@ -170,12 +176,11 @@ class Results:
         return shares
 
 
-def _key(row: Row) -> str:
-    """Returns what a `Source` calls a row."""
-    if row.kind == "attack":
-        # The networks lay side by side then, wherever they do now.
-        return Path(row.source).name if row.source else row.scenario
-    return row.kind
+def _is(row: Row, name: str) -> bool:
+    """Returns whether a row is what a `Source` calls so."""
+    if row.source is not None:  # Its run directory may have lain in another folder.
+        return Path(row.source).match(name)
+    return name == (row.scenario if row.kind == "attack" else row.kind)
 
 
 def _read_alphas(path):

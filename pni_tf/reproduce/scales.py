@@ -27,6 +27,7 @@ DEFENCES = {
     "rse": ("--noise=rse", "--noadversarial", "--epoch_delay=0"),
     "pixeldp": ("--noise=pixeldp", "--noadversarial", "--epoch_delay=0"),
 }
+NOT_RANDOM = ("vanilla", "adversarial", "madry")  # Defences without noise.
 _FIGURES = ("figure1", "figure2", "figure3")
 _ALL = (*(f"table{i}" for i in range(1, 8)), *_FIGURES)
 
@@ -115,7 +116,7 @@ class Scale:
             name=name,
             seed=seed,
             flags=(*flags, *self.networks[network or self.main]),
-            random="--pni=none" not in DEFENCES[defence],
+            random=defence not in NOT_RANDOM,
         )
 
     def evaluation(

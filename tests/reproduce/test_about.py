@@ -6,20 +6,29 @@ import json
 import pytest
 from reproductions import cells_of, results_of
 
+from pni_tf.reproduce import sections
 from pni_tf.reproduce.attack_studies import guarantees
-from pni_tf.reproduce.builder import STRONG
 from pni_tf.reproduce.cells import Cell, Claim, Table
 from pni_tf.reproduce.comparisons import about
 
 
-def said(folder, *claims, columns=("PGD-7",), rows=None):
+def said(folder, *claims):
     """Returns the sentences and the comparisons about claims."""
-    if rows is None:
-        cells = [(f"row {i}", (cell,)) for i, cell in enumerate(of(claims))]
-        rows = tuple(cells)
-    table = Table(title="T", columns=columns, rows=rows, claims=claims)
-    said = about(results_of(folder), table)
+    said = about(results_of(folder), table_of(claims))
     return said["sentences"], said["comparisons"]
+
+
+def table_of(claims, row="row", column="PGD-7"):
+    rows = [(f"{row} {i}", (cell,)) for i, cell in enumerate(of(claims))]
+    return Table(title="T", columns=(column,), rows=tuple(rows), claims=claims)
+
+
+def write(folder, table):
+    """Writes the part of `report.json` that is about a table, and returns it."""
+    part = sections.make(table, results_of(folder), "name").content
+    content = {"parts": [{"study": "S", "title": table.title, **part}]}
+    (folder / "report.json").write_text(json.dumps(content))
+    return part
 
 
 def of(claims):
@@ -65,8 +74,7 @@ def test_a_comparison_in_pairs_outlives_the_verdicts_on_images(tmp_path):
     claim = claim_of(tmp_path, [[1.0, 0.0] * 20], [[1.0] * 18 + [0.0] * 22])
     sentences, content = said(tmp_path, claim)
     assert content[0]["paired"]
-    part = {"title": "T", "comparisons": content}
-    (tmp_path / "report.json").write_text(json.dumps({"parts": [part]}))
+    write(tmp_path, table_of([claim]))
     (verdicts,) = tmp_path.rglob("per_example.csv")
     verdicts.unlink()
     assert said(tmp_path, claim) == (sentences, content)
@@ -75,6 +83,32 @@ def test_a_comparison_in_pairs_outlives_the_verdicts_on_images(tmp_path):
     (sentence,), (other,) = said(tmp_path, claim)
     assert "images not in pairs" in sentence
     assert other["difference"] == pytest.approx(10)
+
+
+def test_a_comparison_in_pairs_outlives_its_words(tmp_path):
+    """Whatever title, rows and columns are called by now."""
+    claim = claim_of(tmp_path, [[1.0, 0.0] * 20], [[1.0] * 18 + [0.0] * 22])
+    first = write(tmp_path, table_of([claim]))["comparisons"][0]
+    (verdicts,) = tmp_path.rglob("per_example.csv")
+    verdicts.unlink()
+    table = table_of([claim], row="line", column="the paper's attack")
+    claim = dataclasses.replace(claim, text="In other words")
+    table = dataclasses.replace(table, title="Another", claims=(claim,))
+    (found,) = write(tmp_path, table)["comparisons"]
+    assert found["ours"] == ["line 0", "the paper's attack"]
+    for name in ("paired", "interval", "difference", "verdict"):
+        assert found[name] == first[name]
+
+
+def test_another_comparison_of_the_same_difference_does_not_stand_for_it(tmp_path):
+    """What was in pairs of others says nothing of these two."""
+    columns = ([[1.0, 0.0] * 20], [[1.0] * 18 + [0.0] * 22], [[0.0, 1.0] * 20])
+    ours, other, third = cells_of(tmp_path, *columns)
+    write(tmp_path, table_of([Claim(text="A against B", ours=ours, other=other)]))
+    (verdicts,) = tmp_path.rglob("per_example.csv")
+    verdicts.unlink()
+    _, (found,) = said(tmp_path, Claim(text="A against B", ours=third, other=other))
+    assert not found["paired"]
 
 
 def test_norms_are_not_judged(tmp_path):
@@ -106,12 +140,25 @@ def test_few_images_are_compared_with_the_same_ones(tmp_path):
         new = tmp_path / "0" / path.relative_to(tmp_path / "1")
         new.parent.mkdir(parents=True, exist_ok=True)
         path.rename(new)
-    rows = (("A", (weak, strong)),)
-    found, _ = said(tmp_path / "0", columns=("worst case", STRONG), rows=rows)
-    assert found == [
+    table = Table(
+        title="T",
+        columns=("worst case", "strong suite"),
+        rows=(("A", (weak, strong)),),
+        worst_cases=(1, 0),
+    )
+    words = (
         "Strong suite against the worst case of the other attacks, first seed, on the "
-        "same 10 images: A 80.00 against 90.00."
-    ]
+        "same 10 images: {} 80.00 against 90.00."
+    )
+    assert write(tmp_path / "0", table)["sentences"] == [words.format("A")]
+    for verdicts in tmp_path.rglob("per_example.csv"):
+        verdicts.unlink()
+    rows = (("B", (strong, weak)),)  # In other words, and in another order.
+    columns = ("strongest", "others")
+    table = dataclasses.replace(table, columns=columns, rows=rows, worst_cases=(0, 1))
+    assert write(tmp_path / "0", table)["sentences"] == [words.format("B")]
+    table = dataclasses.replace(table, worst_cases=None)
+    assert write(tmp_path / "0", table)["sentences"] == []
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -9,6 +10,9 @@ import pytest
 from reproductions import run, table_of
 
 ROOT = Path(__file__).parents[2]
+
+TABLE, TWIN = "Table 2: where the noise is", "fair twin (no noise)"
+PNI = "PNI-W, with PNI"
 
 pytestmark = pytest.mark.usefixtures("without_processes")
 
@@ -74,6 +78,58 @@ def test_a_kept_report_is_written_again_without_its_verdicts(keep, tmp_path):
     assert second["parts"] == first["parts"]
     assert first["parts"][0]["on_the_same_images"]
     assert table_of(again) == table_of(kept)
+
+
+def test_a_kept_report_is_written_again_under_other_titles(keep, tmp_path):
+    """Of parts and of jobs: no number is found by them."""
+    folder, _ = run(tmp_path / "once", ["table2"], None)
+    (folder / "note.txt").write_text("")
+    kept = tmp_path / "digits"
+    shutil.copytree(folder, kept)
+    path = kept / "report.json"
+    content = json.loads(path.read_text())
+    for named in (*content["jobs"], *content["parts"]):
+        named["title"] = "an older title"
+    path.write_text(json.dumps(content))
+    again = json.loads(
+        (keep.written_again(kept, tmp_path / "scratch") / "report.json").read_text()
+    )
+    first = json.loads((folder / "report.json").read_text())
+    assert again["parts"] == first["parts"]
+    for name in ("title", "seconds", "done"):
+        assert [j[name] for j in again["jobs"]] == [j[name] for j in first["jobs"]]
+
+
+class TestPage:
+    """What the page of results looks for must be in the report."""
+
+    @pytest.fixture
+    def kept(self, keep, tmp_path):
+        folder, _ = run(tmp_path, ["table2"])
+        (folder / "note.txt").write_text("")
+        return keep.results_page.Kept(folder)
+
+    @pytest.mark.parametrize(
+        ("name", "arguments", "missing"),
+        [
+            ("cell", ("Table 0", TWIN, "clean"), "part 'Table 0'"),
+            ("cell", (TABLE, "twin", "clean"), "row 'twin'"),
+            ("cell", (TABLE, TWIN, "dirty"), "column 'dirty'"),
+            ("sentences", (TABLE, (TWIN, PNI)), "comparison of "),
+            ("sentences", (TABLE, ("PNI", TWIN)), "comparison of "),
+            ("no_gain", (TABLE, "twin"), "comparison of (None, 'twin')"),
+            ("where_differ", (TABLE, PNI, "twin"), "comparison of "),
+            ("same_images", (TABLE, "twin"), "row 'twin' on the same images"),
+        ],
+    )
+    def test_missing(self, name, arguments, missing, kept):
+        with pytest.raises(LookupError, match=re.escape(f"report has no {missing}")):
+            getattr(kept, name)(*arguments)
+
+    def test_there(self, kept):
+        assert kept.cell(TABLE, TWIN, "clean")["value"]
+        assert kept.sentences(TABLE, (PNI, TWIN)).count("- ") == 4
+        assert "under PGD-7" in kept.where_differ(TABLE, PNI, TWIN)
 
 
 def test_what_is_not_a_reproduction_is_refused(keep, tmp_path):

@@ -1,6 +1,7 @@
 """The tables of a report and the numbers in them."""
 
 import csv
+import dataclasses
 import json
 import re
 import shlex
@@ -65,6 +66,39 @@ def column_of(label):
         return "noise_off"
     deterministic = ("fair twin", "no defence", "Madry")
     return "model" if any(d in label for d in deterministic) else "noise_on"
+
+    @pytest.mark.parametrize(
+        ("row", "column"), [("attack 1", "model"), ("attack 0", "noise_off")]
+    )
+    def test_what_a_run_did_not_find_is_an_error(self, row, column, tmp_path):
+        """It would be called not run, although it was."""
+        (cell,) = cells_of(tmp_path, [0.5])
+        source = dataclasses.replace(cell.sources[0], row=row, column=column)
+        path = tmp_path / source.evaluation.result
+        words = f"{path} has no row {row!r} in a column of kind {column!r}. To evaluate"
+        with pytest.raises(ValueError, match=re.escape(words)):
+            results_of(tmp_path).value(dataclasses.replace(cell, sources=(source,)))
+
+    @pytest.mark.parametrize(
+        ("place", "there"),
+        [
+            ("/other/reproduction/trainings/adversarial_seed0", True),
+            ("/other/reproduction/networks/adversarial_seed0", False),
+            ("trainings/an_adversarial_seed0", False),
+        ],
+    )
+    def test_a_network_is_known_by_its_run_directory(self, place, there, tmp_path):
+        """In whichever folder the reproduction was then."""
+        fields = {"scenario": "transfer", "source": place}
+        (cell,) = cells_of(tmp_path, [0.5], **fields)
+        run = str(DIGITS.training("adversarial", 0).path)
+        source = dataclasses.replace(cell.sources[0], row=run)
+        results = results_of(tmp_path)
+        if there:
+            assert results.row(source).source == place
+        else:
+            with pytest.raises(ValueError, match="has no row 'trainings/adversarial"):
+                results.row(source)
 
 
 class TestReport:

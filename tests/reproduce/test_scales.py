@@ -12,7 +12,7 @@ from pni_tf.cli import evaluate, evaluate_run
 from pni_tf.cli.evaluate_plan import Planner
 from pni_tf.reproduce.cells import Curves, Table
 from pni_tf.reproduce.jobs import Evaluation, in_order
-from pni_tf.reproduce.scales import SCALES
+from pni_tf.reproduce.scales import DEFENCES, SCALES
 from pni_tf.reproduce.studies import parts_of
 
 
@@ -47,7 +47,7 @@ def plan(targets, command, monkeypatch, tmp_path):
             for column in evaluate_run._chosen(analyses.columns, loaded):
                 rows = planner.scenarios(column, loaded[column], identities[column])
                 found[column.kind] = [
-                    Path(scenario.source).name if scenario.source else scenario.name
+                    (scenario.source or scenario.name).removeprefix(f"{tmp_path}/")
                     for scenario in rows
                 ]
             found["curves"] = list(analyses.curves or ())
@@ -64,6 +64,12 @@ def plan(targets, command, monkeypatch, tmp_path):
         return found
 
     return plan
+
+
+@pytest.mark.parametrize("defence", DEFENCES)
+def test_a_defence_is_random_if_it_has_noise(defence):
+    none = "--pni=none" in DEFENCES[defence]
+    assert SCALES["digits"].training(defence, 0).random == (not none)
 
 
 @pytest.mark.parametrize("name", SCALES)
