@@ -14,7 +14,8 @@ from pni_tf.checks import check_number
 from pni_tf.cli.flags import AttackSpec
 from pni_tf.distribution.workers import Workers
 from pni_tf.evaluation import Scenario, paper_suite, strong_suite, transfer_from
-from pni_tf.evaluation.suites import NOISE_FREE_TWIN, label, row_name
+from pni_tf.evaluation.names import NOISE_FREE_TWIN, row_name
+from pni_tf.evaluation.suites import label
 from pni_tf.files import slug
 from pni_tf.settings.evaluation import Attacks
 from pni_tf.targets import Target, load_model, load_target

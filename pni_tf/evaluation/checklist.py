@@ -7,9 +7,10 @@ from pni_tf.attacks.presets import make_attack
 from pni_tf.attacks.transfer import Transfer
 from pni_tf.evaluation.checklist_items import LEAST_DRAWS, Checklist
 from pni_tf.evaluation.curves import evaluate_curve
+from pni_tf.evaluation.names import NOISE_FREE_TWIN
 from pni_tf.evaluation.results import Scenario, union
 from pni_tf.evaluation.robustness import evaluate_robustness
-from pni_tf.evaluation.suites import NOISE_FREE_TWIN, scenario_of
+from pni_tf.evaluation.suites import scenario_of
 from pni_tf.targets import Target
 
 

@@ -9,12 +9,9 @@ from pni_tf.attacks.pgd import PGD
 from pni_tf.attacks.presets import make_attack
 from pni_tf.attacks.transfer import Transfer
 from pni_tf.checks import check_number
-from pni_tf.evaluation.names import attack_name
+from pni_tf.evaluation.names import NOISE_FREE_TWIN, attack_name, row_name
 from pni_tf.evaluation.results import Scenario
 from pni_tf.targets import Target
-
-# A source of transfers. The seeds of draws follow from it: other words change numbers.
-NOISE_FREE_TWIN = "noise-free twin"
 
 # One name for each row, whatever the settings, so that columns can be compared.
 _STRONG = {
@@ -170,13 +167,6 @@ def scenario_of(
     draws = expectation if target.stochastic else 1
     name = row_name(name or label(attack), draws, towards)
     return Scenario(name=name, attack=attack, expectation=draws, towards=towards)
-
-
-def row_name(name: str, expectation: int = 1, towards: str | None = None) -> str:
-    """Returns what tables call an attack, by its classes and its expectation."""
-    if towards is not None:
-        name += f" towards {towards.replace('_', ' ')}"
-    return name + (f" EOT-{expectation}" if expectation > 1 else "")
 
 
 def label(attack: Attack) -> str:
