@@ -146,7 +146,7 @@ This page is written by `python reports/keep.py` from the reports of `bin/reprod
 
 ```sh
 bin/reproduce --dry_run                    # what it would run on digits
-bin/reproduce --study=table2,figure2       # as far as there is time; goes on later
+bin/reproduce --study=table2,figure2       # stop it at any time; run it again to continue
 bin/reproduce --study=table6 --scale=cpu   # CIFAR-10 with a short recipe
 bin/reproduce --scale=paper --dry_run      # the full recipes, for GPUs
 ```
@@ -251,7 +251,7 @@ front layers, as in the paper."""
     yield kept.sentences(table1)
     yield """\
 Not run on this scale: other places for the noise, competitors, PNI without noise in
-the attack. The networks lie beside the report, to be attacked:
+the attack. The networks are kept with the report, for anyone to attack:
 
 ```sh
 bin/evaluate reports/cpu/trainings/pni_w_seed0/model.keras \\
