@@ -146,7 +146,7 @@ This page is written by `python reports/keep.py` from the reports of `bin/reprod
 
 ```sh
 bin/reproduce --dry_run                    # what it would run on digits
-bin/reproduce --study=table2,figure2       # stop it at any time; run it again to continue
+bin/reproduce --study=table2,figure2       # stop it when you like; rerun to continue
 bin/reproduce --study=table6 --scale=cpu   # CIFAR-10 with a short recipe
 bin/reproduce --scale=paper --dry_run      # the full recipes, for GPUs
 ```
