@@ -91,6 +91,8 @@ def repeat(
         state: The first state.
         going: Called with the entries of the state.
     """
+    if isinstance(count, int) and count == 1:
+        return tuple(step(tf.constant(0), *state))  # A loop takes long to trace.
     return tf.while_loop(
         lambda i, *state: (i < count) & going(*state),
         lambda i, *state: (i + 1, *step(i, *state)),
@@ -120,7 +122,6 @@ def search(
         active: Called with the entries of the state, returns bool `[N]`; None keeps all
             images, and all shapes known, as XLA needs them.
     """
-
     def rows_of(state):
         if active is None:
             return tf.range(tf.shape(tf.nest.flatten(state)[0], tf.int64)[0])

@@ -425,7 +425,7 @@ def test_graph_does_not_grow():
         return len(graph.node) + sum(len(f.node_def) for f in graph.library.function)
 
     for loss in ("ce", "dlr-targeted"):
-        few = size(APGD(steps=5, loss=loss))
+        few = size(APGD(steps=5, restarts=2, loss=loss))
         assert size(APGD(steps=500, restarts=50, loss=loss)) == few
 
 
