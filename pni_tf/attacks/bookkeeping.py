@@ -122,6 +122,7 @@ def search(
         active: Called with the entries of the state, returns bool `[N]`; None keeps all
             images, and all shapes known, as XLA needs them.
     """
+
     def rows_of(state):
         if active is None:
             return tf.range(tf.shape(tf.nest.flatten(state)[0], tf.int64)[0])

@@ -65,8 +65,15 @@ def evaluate(
     with lock:
         run = _Run(
             settings.data.dataset,
-            *(attacks, analyses, scoring),
-            *(targets, identities, images, labels, class_names, workers),
+            attacks,
+            analyses,
+            scoring,
+            targets,
+            identities,
+            images,
+            labels,
+            class_names,
+            workers,
         )
         found = run.evaluation(str(model), plans)
         if workers.is_chief:

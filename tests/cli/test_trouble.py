@@ -75,9 +75,12 @@ class TestReplacing:
 
 def train(run_dir, limit=None, wait=None):
     """Runs `bin/train`, with a limit on the size of files, or an act after a line."""
-    argv = (*FLAGS, f"--run_dir={run_dir}")
     process = Command(
-        *(BIN / "train", *argv), folder=run_dir.parent, environment=os.environ
+        BIN / "train",
+        *FLAGS,
+        f"--run_dir={run_dir}",
+        folder=run_dir.parent,
+        environment=os.environ,
     )
     if limit:
         resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (limit, limit))

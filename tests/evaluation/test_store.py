@@ -172,7 +172,7 @@ class TestContinued:
         noisy_model().save(tmp_path / "model.keras")
         (tmp_path / "dies.py").write_text(DIES)
         process = Command(
-            *(tmp_path / "dies.py", tmp_path), folder=tmp_path, environment=os.environ
+            tmp_path / "dies.py", tmp_path, folder=tmp_path, environment=os.environ
         )
         _, err = process.communicate(timeout=300)
         assert process.returncode == 9, err
